@@ -1,0 +1,402 @@
+"""Publishing: a trained Keras model becomes one folder of the repository that runs without this project.
+
+folder = publish(model, name="sonar", repository=Path("artifacts"), labels=["mine", "rock"])
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.metadata
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from models import warmup
+from models.contract import (
+    DEFAULT_NUM_SAMPLES,
+    DEFAULT_SEED,
+    HDF5_FILE,
+    KERAS_FILE,
+    MANIFEST_FILE,
+    MAX_SAMPLES,
+    MC_ADAPTIVE,
+    MC_DRAWS,
+    MC_PREDICT,
+    MC_SAMPLE,
+    MIN_NUM_SAMPLES,
+    NUM_SAMPLES,
+    RESERVED_INPUT_NAMES,
+    SEED,
+    SERVING_DEFAULT,
+    TABLE_INPUT,
+    TOLERANCE,
+    ArtifactError,
+    Feature,
+    Manifest,
+    Masks,
+    ModelInput,
+    Precision,
+    Signature,
+    SignatureTensor,
+    Task,
+    TrainingData,
+    check_name,
+    file_digest,
+    manifest_bytes,
+    versions,
+)
+from models.engine import Engine
+from models.heads import made_up
+from models.holdout import Holdout
+from models.network import Network
+from models.stochastic import walk
+
+# Rows of the examples that go into the manifest and the warm-up records.
+_MAX_EXAMPLES = 3
+# Differences of a row's draws that are no more than sums in another order, in float32 and in half precision.
+_ROUNDING, _ROUNDING_HALF = 1e-3, 5e-2
+# What stands for a free axis where an example must be made up.
+_FREE_AXIS = 8
+
+
+def publish(
+    model: keras.Model,
+    *,
+    name: str,
+    repository: Path,
+    task: Task | None = None,
+    labels: list[str] | None = None,
+    features: list[Feature] | None = None,
+    unit: str | None = None,
+    examples: list[Any] | None = None,
+    holdout: Holdout | None = None,
+    metrics: Mapping[str, dict[str, float]] | None = None,
+    training_data: TrainingData | None = None,
+    training: Mapping[str, Any] | None = None,
+    description: str = "",
+    num_samples: int = DEFAULT_NUM_SAMPLES,
+    seed: int = DEFAULT_SEED,
+    masks: Masks = "independent",
+    precision: Precision = "float32",
+) -> Path:
+    """Write `repository/name/<next version>/` and return it. A reader never sees half an artifact.
+
+    features: the columns of the model's single input [N, F]; the model is then a table's.
+    examples: rows in the JSON form of `instances`; made up where absent.
+    holdout: held-out rows: they give the examples, and figures under "calibration" beside `metrics`.
+    num_samples, seed: the artifact's defaults.
+    masks: "balanced" halves the Monte Carlo variance of the default answer (not of other seeds).
+    precision: "bfloat16" computes the draws, not the deterministic answer, in half precision.
+    Raises ArtifactError (one line) for a model or a description that cannot be honoured; the repository is unchanged.
+    """
+    check_name(name)
+    if num_samples < MIN_NUM_SAMPLES:
+        raise ArtifactError(f"num_samples: {num_samples} found, at least {MIN_NUM_SAMPLES} wanted")
+    with _staging(repository, name) as folder:
+        _save_keras(model, folder)
+        network = Network(_private_copy(model, folder / KERAS_FILE), precision)
+        inputs = _inputs(network.model, features)
+        specs = [tf.TensorSpec([None, *item.shape], item.dtype, name=item.name) for item in inputs]
+        engine = Engine(
+            network, specs, task=task, labels=labels, unit=unit, num_samples=num_samples, seed=seed, masks=masks
+        )
+        outputs = [head.output for head in engine.heads]
+        measured = dict(metrics or {})
+        if holdout is not None:
+            rows = holdout.matched(inputs, outputs)
+            measured["calibration"] = rows.figures(engine.deterministic)
+            examples = rows.examples(_MAX_EXAMPLES)
+        if examples is None:
+            examples = _made_up_examples(inputs)
+        examples = examples[:_MAX_EXAMPLES]
+        signatures = _export(engine, inputs, folder)
+        warmup.write(folder, name, _arrays(inputs, examples), num_samples, seed)
+        manifest = Manifest(
+            name=name,
+            version=1,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            description=description,
+            inputs=inputs,
+            outputs=outputs,
+            stochastic_layers=network.stochastic_layers,
+            num_samples=num_samples,
+            seed=seed,
+            masks=masks,
+            precision=precision,
+            signatures=signatures,
+            metrics=measured,
+            training_data=training_data,
+            training=dict(training or {}),
+            examples=examples,
+            library_versions=_library_versions(),
+            files={},
+        )
+        return _commit(folder, repository / name, manifest)
+
+
+@contextlib.contextmanager
+def _staging(repository: Path, name: str) -> Iterator[Path]:
+    """A temporary sibling of the versions; gone afterwards unless it was renamed."""
+    parent = repository / name
+    made = [path for path in (parent, repository) if not path.exists()]
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".publishing-", dir=parent))
+    except OSError as error:
+        raise ArtifactError(
+            f"{parent}: cannot be written ({error.strerror}); wanted a folder for the artifact"
+        ) from error
+    try:
+        folder.chmod(0o755)
+        yield folder
+    except OSError as error:
+        raise ArtifactError(f"{error.filename or folder}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        # Goes only where it is empty: nothing was published.
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def _commit(folder: Path, parent: Path, manifest: Manifest) -> Path:
+    files = {
+        path.relative_to(folder).as_posix(): file_digest(path) for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+    version = max(versions(parent.parent, parent.name), default=0) + 1
+    while True:
+        target = parent / str(version)
+        sealed = manifest_bytes(manifest.model_copy(update={"version": version, "files": files}))
+        (folder / MANIFEST_FILE).write_bytes(sealed)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                _sync(path)
+        try:
+            os.rename(folder, target)
+        except OSError:
+            # Somebody else published this number in the meantime.
+            if not target.exists():
+                raise
+            version += 1
+            continue
+        _sync(parent)
+        return target
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _save_keras(model: keras.Model, folder: Path) -> None:
+    if not model.built:
+        raise ArtifactError(f"model {model.name!r}: not built, so its input shape is unknown; call it on a batch first")
+    try:
+        model.save(folder / KERAS_FILE)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ArtifactError(f"model {model.name!r}: Keras cannot save it ({_first_line(error)})") from error
+    if isinstance(model, keras.Sequential) or getattr(model, "_functional", None) or _is_functional(model):
+        # HDF5 holds an architecture only of models that are graphs of layers.
+        model.save(folder / HDF5_FILE)
+
+
+def _is_functional(model: keras.Model) -> bool:
+    return isinstance(model, keras.src.models.functional.Functional)
+
+
+def _private_copy(model: keras.Model, path: Path) -> keras.Model:
+    """The model as the artifact's own file gives it back, so that the caller's model is never touched."""
+    try:
+        # Uncompiled: a loss or a metric of the caller's own need not be registered.
+        copy = keras.models.load_model(path, compile=False, safe_mode=True)
+    except (TypeError, ValueError, ImportError, KeyError) as error:
+        raise ArtifactError(f"{path.name}: does not load again in safe mode ({_first_line(error)})") from error
+    if getattr(model, "loss", None) is not None:
+        # It says whether the outputs are logits.
+        copy.compile(loss=model.loss)
+    return copy
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _inputs(model: keras.Model, features: list[Feature] | None) -> list[ModelInput]:
+    """The model's inputs in its own flat order."""
+    found = _symbolic_inputs(model)
+    if features is not None:
+        if len(found) != 1 or list(found[0][1]) != [len(features)]:
+            shapes = ", ".join(f"{name} {shape}" for name, shape, _ in found)
+            raise ArtifactError(
+                f"inputs {shapes}: {len(features)} features were named; wanted one input of that many columns"
+            )
+        return [ModelInput(name=TABLE_INPUT, dtype="float32", shape=[len(features)], features=features)]
+    for name, _, _ in found:
+        if name in RESERVED_INPUT_NAMES:
+            raise ArtifactError(f"input {name!r}: the name is an argument of the signatures; rename the model's input")
+    return [ModelInput(name=name, dtype=dtype, shape=list(shape)) for name, shape, dtype in found]
+
+
+def _symbolic_inputs(model: keras.Model) -> list[tuple[str, tuple[int | None, ...], str]]:
+    symbols = getattr(model, "inputs", None)
+    if symbols:
+        structure = getattr(model, "_inputs_struct", None)
+        names = sorted(structure) if isinstance(structure, dict) else [symbol.name for symbol in symbols]
+        for symbol in symbols:
+            if not symbol.shape or symbol.shape[0] is not None:
+                raise ArtifactError(
+                    f"input {symbol.name!r}: its batch size is fixed (shape {tuple(symbol.shape)}); "
+                    "wanted a free first axis"
+                )
+            if getattr(symbol, "sparse", False):
+                raise ArtifactError(f"input {symbol.name!r}: sparse tensors have no JSON form; wanted a dense input")
+        return [(name, tuple(symbol.shape[1:]), str(symbol.dtype)) for name, symbol in zip(names, symbols, strict=True)]
+    shape = (model.get_build_config() or {}).get("input_shape")
+    if not isinstance(shape, Sequence) or any(isinstance(size, Sequence | Mapping) for size in shape):
+        raise ArtifactError(
+            f"model {model.name!r}: a subclassed model whose input shape is not recorded; wanted one input, "
+            "and one call on a batch before saving"
+        )
+    return [("inputs", tuple(shape[1:]), "float32")]
+
+
+def _export(engine: Engine, inputs: list[ModelInput], folder: Path) -> dict[str, Signature]:
+    """Write the SavedModel; return its signatures' description."""
+    names = [item.name for item in inputs]
+    tensors = dict(zip(names, engine.input_specs, strict=True))
+    draws = {NUM_SAMPLES: tf.TensorSpec([], tf.int32, NUM_SAMPLES), SEED: tf.TensorSpec([], tf.int64, SEED)}
+
+    def flat(arguments: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
+        return [arguments[name] for name in names]
+
+    functions = {
+        SERVING_DEFAULT: (lambda **kw: engine.deterministic(flat(kw)), tensors),
+        MC_PREDICT: (lambda **kw: engine.default(flat(kw)), tensors),
+        MC_SAMPLE: (lambda **kw: engine.sample(flat(kw), kw[NUM_SAMPLES], kw[SEED]), {**tensors, **draws}),
+        MC_DRAWS: (lambda **kw: engine.draws(flat(kw), kw[NUM_SAMPLES], kw[SEED]), {**tensors, **draws}),
+    }
+    concrete = {
+        name: tf.function(function, autograph=False).get_concrete_function(**specs)
+        for name, (function, specs) in functions.items()
+    }
+    bounds = {
+        TOLERANCE: tf.TensorSpec([], tf.float32, TOLERANCE),
+        MAX_SAMPLES: tf.TensorSpec([], tf.int32, MAX_SAMPLES),
+    }
+    # A concrete function: saving would trace anything else a second time.
+    adaptive = tf.function(
+        lambda **kw: engine.adaptive(flat(kw), kw[TOLERANCE], kw[MAX_SAMPLES], kw[SEED]), autograph=False
+    ).get_concrete_function(**tensors, **bounds, **{SEED: draws[SEED]})
+    for name, function in {**concrete, MC_ADAPTIVE: adaptive}.items():
+        _refuse_state(function, name)
+    _refuse_mixed_rows(concrete[MC_DRAWS], engine, names)
+    # The variables are attached, not the Keras model: that would export its own signatures and its seed generators.
+    module = tf.Module()
+    module.weights = [weight.value for weight in engine.network.model.weights]
+    module.kept_masks = engine.kept
+    module.lookup_tables = [
+        layer.lookup_table
+        for _, layer in walk(engine.network.model)
+        if getattr(layer, "lookup_table", None) is not None
+    ]
+    setattr(module, MC_ADAPTIVE, adaptive)
+    tf.saved_model.save(module, str(folder), signatures=concrete)
+    return {name: _signature(function) for name, function in concrete.items()}
+
+
+def _signature(function: Any) -> Signature:
+    _, arguments = function.structured_input_signature
+    inputs = [_signature_tensor(name, spec) for name, spec in arguments.items()]
+    outputs = [_signature_tensor(name, spec) for name, spec in sorted(function.structured_outputs.items())]
+    return Signature(inputs=inputs, outputs=outputs)
+
+
+def _signature_tensor(name: str, spec: tf.TensorSpec) -> SignatureTensor:
+    return SignatureTensor(name=name, dtype=spec.dtype.name, shape=spec.shape.as_list())
+
+
+def _refuse_state(function: Any, signature: str) -> None:
+    """No random generator with a state of its own and no assignment may be left in the graph."""
+    graph = function.graph.as_graph_def()
+    nodes = [*graph.node, *[node for body in graph.library.function for node in body.node_def]]
+    for node in nodes:
+        # Stateless generators have seeds as inputs.
+        random = node.op in _STATEFUL_RANDOM or (node.op.startswith("Random") and "seed" in node.attr)
+        if random or node.op.startswith("Assign"):
+            raise ArtifactError(
+                f"signature {signature}: operation {node.op} ({node.name}) keeps a state between calls; "
+                "answers would depend on earlier requests: use Keras's stochastic layers, not random functions"
+            )
+
+
+def _refuse_mixed_rows(draws: Any, engine: Engine, names: Sequence[str]) -> None:
+    """A row's draws must not change with its batch mates or with the number of draws.
+
+    They would where an operation works over the rows' axis or merges it with another: a trial shows that.
+    """
+    rows = dict(zip(names, made_up(engine.input_specs, 2, 1.0), strict=True))
+    seed = tf.constant(engine.seed, tf.int64)
+    together = draws(**rows, num_samples=tf.constant(3), seed=seed)
+    alone = draws(**{name: values[1:] for name, values in rows.items()}, num_samples=tf.constant(2), seed=seed)
+    tolerance = _ROUNDING_HALF if engine.network.is_half_precision else _ROUNDING
+    for name, found in alone.items():
+        expected = together[name].numpy()[1:, :2]
+        if not np.allclose(found.numpy(), expected, rtol=tolerance, atol=tolerance, equal_nan=True):
+            raise ArtifactError(
+                f"output {name.removesuffix('draws').removesuffix('_') or 'draws'!r}: a row's draws change with the "
+                "other rows or with the number of draws; wanted a network whose operations keep the rows' axis apart "
+                "(none over axis 0, no reshape that merges it)"
+            )
+
+
+_STATEFUL_RANDOM = frozenset(
+    {"Multinomial", "TruncatedNormal", "RngSkip", "RngReadAndSkip", "StatefulUniform", "StatefulStandardNormalV2"}
+)
+
+
+def _made_up_examples(inputs: list[ModelInput]) -> list[Any]:
+    def value(item: ModelInput) -> Any:
+        shape = [_FREE_AXIS if size is None else size for size in item.shape]
+        blank: Any = "" if item.dtype == "string" else 0.0 if item.dtype.startswith(("float", "bfloat")) else 0
+        return np.full(shape, blank).tolist() if shape else blank
+
+    if len(inputs) == 1:
+        return [value(inputs[0])]
+    return [{item.name: value(item) for item in inputs}]
+
+
+def _arrays(inputs: list[ModelInput], examples: list[Any]) -> dict[str, np.ndarray]:
+    """Examples in JSON form as arrays [N, ...] by input name."""
+    arrays = {}
+    for item in inputs:
+        columns = [feature.name for feature in item.features or []]
+        rows = []
+        for example in examples:
+            if isinstance(example, dict) and item.name in example:
+                rows.append(example[item.name])
+            elif isinstance(example, dict):
+                rows.append([example[column] for column in columns])
+            else:
+                rows.append(example)
+        dtype = object if item.dtype == "string" else tf.as_dtype(item.dtype).as_numpy_dtype
+        arrays[item.name] = np.array(rows, dtype=dtype)
+    return arrays
+
+
+def _library_versions() -> dict[str, str]:
+    found = {}
+    for library in ("dropserve", "tensorflow", "keras", "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[library] = importlib.metadata.version(library)
+    return found

@@ -1,0 +1,283 @@
+"""What crosses the border between training and serving: names, the manifest, and its verification.
+
+Needs pydantic and nothing else: no Keras, no TensorFlow. Serving imports this module and no other of `models`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+FORMAT = 1
+
+MANIFEST_FILE = "manifest.json"
+SAVED_MODEL_FILE = "saved_model.pb"
+KERAS_FILE = "model.keras"
+HDF5_FILE = "model.h5"
+WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
+REPORT_FILE = "report.html"
+
+SERVING_DEFAULT = "serving_default"
+MC_PREDICT = "mc_predict"
+MC_SAMPLE = "mc_sample"
+MC_DRAWS = "mc_draws"
+SIGNATURES = (SERVING_DEFAULT, MC_PREDICT, MC_SAMPLE, MC_DRAWS)
+# Not a signature: a function of the loaded module,
+# `loaded.mc_adaptive(**inputs, seed=..., tolerance=..., max_samples=...)`.
+MC_ADAPTIVE = "mc_adaptive"
+
+NUM_SAMPLES = "num_samples"
+SEED = "seed"
+TOLERANCE = "tolerance"
+MAX_SAMPLES = "max_samples"
+# Output of `mc_adaptive` beside `num_samples`, the draws of each row: whether the row reached the tolerance.
+CONVERGED = "converged"
+# Names that a model's own input may not have: they are arguments of the signatures.
+RESERVED_INPUT_NAMES = frozenset({NUM_SAMPLES, SEED, TOLERANCE, MAX_SAMPLES})
+
+TABLE_INPUT = "features"
+IMAGE_INPUT = "image"
+
+DEFAULT_NUM_SAMPLES = 100
+DEFAULT_SEED = 0
+# A standard deviation needs two draws.
+MIN_NUM_SAMPLES = 2
+# Positions in a stream of draws are counted in 63 bits; int32 is what the signature takes.
+MAX_NUM_SAMPLES = 2**31 - 1
+
+NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?")
+
+Task = Literal["classification", "regression"]
+# How the kept masks of the default seed are made: each unit dropped independently, or in exactly its rate's share of
+# the default number of draws.
+Masks = Literal["independent", "balanced"]
+# In what the draws are computed; the deterministic signature is always the trained network's own.
+Precision = Literal["float32", "bfloat16"]
+
+
+class ArtifactError(Exception):
+    """An artifact cannot be used. `str()` is one line: the file, what was found, what is wanted."""
+
+
+class _Typed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Feature(_Typed):
+    """One column of a table."""
+
+    name: str
+    kind: Literal["numeric", "boolean", "categorical"]
+    nullable: bool = False
+    # Range seen in training; information for people and drift checks, never a reason to refuse a value.
+    minimum: float | None = None
+    maximum: float | None = None
+    # Categories seen in training, for kind "categorical".
+    categories: list[str] | None = None
+    unit: str | None = None
+
+
+class ModelInput(_Typed):
+    """One input tensor of the signatures."""
+
+    name: str
+    # TensorFlow's name: float32, int64, string, bool, ...
+    dtype: str
+    # Per-row shape, without the rows' axis; None is a free axis.
+    shape: list[int | None]
+    # The table's columns, in order: all of them for the input `features`, one for an input that is a column of its own.
+    features: list[Feature] | None = None
+    unit: str | None = None
+
+
+class ModelOutput(_Typed):
+    """One output of the network and what is reported of it."""
+
+    # The network's own output name.
+    name: str
+    # Prefix of its tensors in the signatures: "" for a single output, "<name>_" with several.
+    prefix: str = ""
+    task: Task
+    # Per-row shape of the answer, without the rows' axis: [K] classes for classification, [] or [D] for regression.
+    shape: list[int | None]
+    labels: list[str] | None = None
+    unit: str | None = None
+    # Regression: whether the signatures carry `aleatoric_std` and `std`.
+    has_aleatoric: bool = False
+
+
+class StochasticLayer(_Typed):
+    """A layer whose randomness makes the draws."""
+
+    # Its number in the random stream: fixed by its place in the network.
+    index: int
+    # Path of layer names from the model down, joined by "/".
+    path: str
+    kind: str
+    # The layer's own settings: rate, stddev, noise_shape, recurrent_dropout, ...
+    settings: dict[str, Any]
+
+
+class SignatureTensor(_Typed):
+    name: str
+    dtype: str
+    # With the rows' axis; None is a free axis.
+    shape: list[int | None]
+
+
+class Signature(_Typed):
+    inputs: list[SignatureTensor]
+    outputs: list[SignatureTensor]
+
+
+class TrainingData(_Typed):
+    """Which rows made the model."""
+
+    name: str
+    sha256: str
+    rows: int
+    train_rows: int
+    calibration_rows: int
+    test_rows: int
+    attribution: str | None = None
+
+
+class FileDigest(_Typed):
+    bytes: int
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _inside(path: str) -> str:
+    """The path unchanged if it stays inside the artifact: relative, forward slashes, no `..`."""
+    parts = path.split("/")
+    if path == MANIFEST_FILE or "\\" in path or "\0" in path or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"file {path!r} does not lie inside the artifact")
+    return path
+
+
+class Manifest(_Typed):
+    """`manifest.json`: all that a server or a person must know of an artifact without opening its graph."""
+
+    format: Literal[1] = 1
+    name: str
+    version: Annotated[int, Field(ge=1)]
+    created: str
+    description: str = ""
+    inputs: list[ModelInput]
+    outputs: list[ModelOutput]
+    stochastic_layers: list[StochasticLayer]
+    num_samples: Annotated[int, Field(ge=MIN_NUM_SAMPLES, le=MAX_NUM_SAMPLES)]
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
+    masks: Masks = "independent"
+    precision: Precision = "float32"
+    signatures: dict[str, Signature]
+    # Absent until the artifact is calibrated on held-out rows.
+    calibration: dict[str, Any] | None = None
+    # Figures on held-out rows: {"test": {"accuracy": ...}, ...}.
+    metrics: dict[str, dict[str, float]] = {}
+    training_data: TrainingData | None = None
+    # How the network was trained, for people: optimizer, epochs, rates, seed, ...
+    training: dict[str, Any] = {}
+    # A few rows in the JSON form of `instances`: they make the working examples of the pages and the warm-up.
+    examples: list[Any]
+    library_versions: dict[str, str]
+    # Every file but the manifest itself, by its path inside the artifact.
+    files: dict[Annotated[str, AfterValidator(_inside)], FileDigest]
+    # SHA-256 of the manifest's own bytes with this value replaced by 64 zeros.
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = "0" * 64
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the rows are a table's: `features` in one tensor, or one tensor a column."""
+        return all(item.features is not None for item in self.inputs)
+
+
+def check_name(name: str) -> str:
+    """Return the model name unchanged, or raise ArtifactError: it becomes a folder, a URL segment and a BentoML tag."""
+    if NAME_PATTERN.fullmatch(name) is None:
+        raise ArtifactError(
+            f"model name {name!r}: wanted 1 to 63 lower-case letters, digits, '.', '_' or '-', "
+            "with a letter or digit at both ends"
+        )
+    return name
+
+
+def file_digest(path: Path) -> FileDigest:
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256")
+        return FileDigest(bytes=stream.tell(), sha256=digest.hexdigest())
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The manifest as it stands in its file, sealed with its own digest."""
+    unsealed = manifest.model_copy(update={"sha256": "0" * 64}).model_dump_json(indent=2).encode() + b"\n"
+    seal = hashlib.sha256(unsealed).hexdigest()
+    head, _, tail = unsealed.rpartition(b"0" * 64)
+    return head + seal.encode() + tail
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check one artifact's manifest; raise ArtifactError on anything but the exact bytes that were written."""
+    path = folder / MANIFEST_FILE
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror}); wanted the artifact's manifest") from error
+    try:
+        manifest = Manifest.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ArtifactError(
+            f"{path}: damaged or from another release, at {where}: {first['msg']}; "
+            f"wanted a format {FORMAT} manifest: publish the artifact again"
+        ) from error
+    head, found, tail = raw.rpartition(manifest.sha256.encode())
+    if not found or hashlib.sha256(head + b"0" * 64 + tail).hexdigest() != manifest.sha256:
+        raise ArtifactError(f"{path}: altered since it was published (its own SHA-256 does not match)")
+    return manifest
+
+
+def verify(folder: Path) -> Manifest:
+    """Check every file of an artifact against its manifest; return the manifest.
+
+    Raises ArtifactError naming the first file that is missing, truncated or altered.
+    """
+    manifest = read_manifest(folder)
+    for name, wanted in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ArtifactError(f"{path}: missing; the manifest lists it with {wanted.bytes} bytes")
+        size = path.stat().st_size
+        if size != wanted.bytes:
+            raise ArtifactError(f"{path}: {size} bytes found, {wanted.bytes} wanted (truncated or altered)")
+        if file_digest(path).sha256 != wanted.sha256:
+            raise ArtifactError(f"{path}: altered since it was published (SHA-256 does not match the manifest)")
+    return manifest
+
+
+def versions(repository: Path, name: str) -> list[int]:
+    """The published versions of one model, ascending. Unfinished temporary folders are not versions."""
+    folder = repository / name
+    if not folder.is_dir():
+        return []
+    return sorted(
+        int(entry.name)
+        for entry in folder.iterdir()
+        if entry.name.isascii() and entry.name.isdigit() and entry.is_dir()
+    )
+
+
+def model_names(repository: Path) -> list[str]:
+    """Models with at least one version, sorted."""
+    if not repository.is_dir():
+        return []
+    return sorted(
+        entry.name
+        for entry in repository.iterdir()
+        if entry.is_dir() and NAME_PATTERN.fullmatch(entry.name) and versions(repository, entry.name)
+    )

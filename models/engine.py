@@ -1,0 +1,418 @@
+"""The draw engine: T draws of a network in bounded memory, as TensorFlow functions ready for export.
+
+The deterministic prefix runs once; the suffix runs on chunks of draws folded into the rows' axis; each chunk's moments
+are merged into the running ones, so memory does not grow with T. Masks of the default seed's first draws are kept, and
+equal the drawn ones bit for bit (unless they were asked to be balanced).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from models.contract import DEFAULT_NUM_SAMPLES, DEFAULT_SEED, MIN_NUM_SAMPLES, ArtifactError, Masks, Task
+from models.exactness import operation_by_operation
+from models.heads import Head, heads_of
+from models.network import Network
+from models.statistics import Moments, merge
+from models.stochastic import Draws, Noise
+
+# Floats of one activation of one chunk: it should stay in a core's L2 cache.
+CHUNK_FLOATS = 2**19
+# A chunk of fewer folded rows would leave the matrix products inefficient.
+MIN_CHUNK_ROWS = 256
+# Bytes of kept masks in an artifact at most.
+KEPT_BYTES = 8 * 2**20
+# ... and never more draws than this, unless the artifact's own default asks for more.
+KEPT_DRAWS = 1000
+# Draws before the first look at convergence, and the growth of the run between looks.
+FIRST_LOOK = 32
+LOOK_GROWTH = 1.5
+
+
+class Engine:
+    """Draws of one network. All inputs are flat lists of tensors with rows first."""
+
+    def __init__(
+        self,
+        network: Network,
+        input_specs: Sequence[tf.TensorSpec],
+        *,
+        task: Task | None = None,
+        labels: list[str] | None = None,
+        unit: str | None = None,
+        num_samples: int = DEFAULT_NUM_SAMPLES,
+        seed: int = DEFAULT_SEED,
+        masks: Masks = "independent",
+    ) -> None:
+        self.network = network
+        self.input_specs = list(input_specs)
+        self.num_samples = num_samples
+        self.seed = seed
+        self.masks = masks
+        self._plan(task, labels, unit)
+        self._keep_masks()
+        self._suffix = self._suffix_function()
+        self._deterministic = operation_by_operation(network.deterministic, self.input_specs)
+
+    # The four computations of the signatures, and the adaptive one.
+
+    def deterministic(self, inputs: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Dropout off: the trained network's own answer."""
+        answers: dict[str, tf.Tensor] = {}
+        for head, tensor in zip(self.heads, self._deterministic(inputs), strict=True):
+            answers |= head.point(tensor)
+        return answers
+
+    def default(self, inputs: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
+        """The artifact's own number of draws and seed."""
+        return self._sample(inputs, self.num_samples, self.seed)
+
+    def sample(self, inputs: Sequence[tf.Tensor], num_samples: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Statistics of draws 0 .. num_samples - 1. num_samples int32 [], seed int64 []."""
+        with tf.control_dependencies(_checks(num_samples)):
+            num_samples = tf.identity(num_samples)
+        return self._sample(inputs, num_samples, seed)
+
+    def draws(self, inputs: Sequence[tf.Tensor], num_samples: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Every draw's answer, [rows, draws, ...] for each output."""
+        with tf.control_dependencies(_checks(num_samples)):
+            num_samples = tf.identity(num_samples)
+        prefix = self._prefix(inputs)
+        step = self._chunk_size(_rows(prefix))
+
+        begun = self._next_chunk(step, tf.constant(0), num_samples, seed)
+
+        def body(done: tf.Tensor, *collected: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            count = self._next_chunk(step, done, num_samples - done, seed)
+            new = self._quantities(prefix, done, count, seed)
+            return (done + count, *[tf.concat([old, more], axis=1) for old, more in zip(collected, new, strict=True)])
+
+        _, *collected = tf.while_loop(
+            lambda done, *_: done < num_samples,
+            body,
+            [begun, *self._quantities(prefix, tf.constant(0), begun, seed)],
+            shape_invariants=[
+                tf.TensorShape([]),
+                *[tf.TensorShape([None, None, *shape]) for shape in self._draw_shapes],
+            ],
+            parallel_iterations=1,
+        )
+        return {
+            head.output.prefix + "draws": head.classes(values)
+            for head, values in zip(self.heads, collected, strict=True)
+        }
+
+    def adaptive(
+        self, inputs: Sequence[tf.Tensor], tolerance: tf.Tensor, max_samples: tf.Tensor, seed: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """Draw until each row's standard errors are at most `tolerance`, or `max_samples` draws are done.
+
+        Every row stops at its own look of a fixed schedule, so its answer does not depend on its batch mates; rows that
+        have converged leave the batch. Adds `num_samples` int32 [N] and `converged` bool [N].
+
+        The standard error of the stopping rule has a floor of 1/T for probabilities (Laplace's rule for an outcome
+        that no draw has shown yet): identical draws are not proof of certainty.
+        """
+        with tf.control_dependencies(_checks(max_samples)):
+            max_samples = tf.identity(max_samples)
+        prefix = self._prefix(inputs)
+        rows = _rows(prefix)
+
+        def finish(moments: list[Moments], total: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
+            summary = self._summary(moments, total)
+            worst = self._stopping_error(moments, total)
+            return [summary[name] for name in sorted(summary)], worst
+
+        first = tf.minimum(FIRST_LOOK, max_samples)
+        moments = self._run(prefix, tf.constant(0), first, seed)
+        summary, worst = finish(moments, first)
+        names = sorted(self._summary(moments, first))
+        used = tf.fill([rows], first)
+        active = tf.cast(tf.where(worst > tolerance)[:, 0], tf.int32)
+        state = _flatten(moments)
+        running = [tf.gather(tensor, active) for tensor in state]
+
+        def more(done: tf.Tensor, active: tf.Tensor, *_: Any) -> tf.Tensor:
+            return tf.logical_and(done < max_samples, tf.size(active) > 0)
+
+        def look(done: tf.Tensor, active: tf.Tensor, used: tf.Tensor, worst: tf.Tensor, *rest: tf.Tensor) -> Any:
+            summary, running = list(rest[: len(names)]), list(rest[len(names) :])
+            grown = tf.cast(tf.math.ceil(tf.cast(done, tf.float32) * LOOK_GROWTH), tf.int32)
+            total = tf.minimum(grown, max_samples)
+            chosen = [tf.gather(tensor, active) if _has_rows(tensor) else tensor for tensor in prefix]
+            fresh = self._run(chosen, done, total - done, seed)
+            merged = [merge(old, done, new, total - done) for old, new in zip(_unflatten(running), fresh, strict=True)]
+            values, error = finish(merged, total)
+            where = active[:, None]
+            summary = [tf.tensor_scatter_nd_update(old, where, new) for old, new in zip(summary, values, strict=True)]
+            worst = tf.tensor_scatter_nd_update(worst, where, error)
+            used = tf.tensor_scatter_nd_update(used, where, tf.fill(tf.shape(active), total))
+            still = tf.where(error > tolerance)[:, 0]
+            kept = [tf.gather(tensor, still) for tensor in _flatten(merged)]
+            return (total, tf.gather(active, still), used, worst, *summary, *kept)
+
+        variables = [first, active, used, worst, *summary, *running]
+        _, _, used, worst, *rest = tf.while_loop(
+            more, look, variables, shape_invariants=[_loose(tensor) for tensor in variables], parallel_iterations=1
+        )
+        answers = dict(zip(names, rest[: len(names)], strict=True))
+        return {**answers, "num_samples": used, "converged": worst <= tolerance}
+
+    # How it is done.
+
+    def _plan(self, task: Task | None, labels: list[str] | None, unit: str | None) -> None:
+        """One dry pass: which tensors of the prefix the suffix reads, the noise it asks for, the outputs' shapes."""
+        noises: list[Noise] = []
+        read: list[Any] = []
+        shapes: list[tuple[int | None, ...]] = []
+
+        def dry(*inputs: tf.Tensor) -> list[tf.Tensor]:
+            prefix = self.network.prefix(inputs)
+            draws = Draws(
+                tf.constant(2), lambda noise: noise.draw(tf.constant(0, tf.int64), tf.constant(0), tf.constant(2))
+            )
+            outputs, places = self.network.suffix(prefix, draws)
+            noises.extend(draws.noises)
+            read.extend(place for place in prefix if place in places)
+            shapes.extend(tuple(tensor.shape[1:]) for tensor in outputs)
+            return outputs
+
+        tf.function(dry, autograph=False).get_concrete_function(*self.input_specs)
+        self._read = read
+        self.noises = noises
+        self.heads: list[Head] = heads_of(self.network, shapes, task, labels, unit, self.input_specs)
+        self._draw_shapes = [_draw_shape(head) for head in self.heads]
+
+    def _keep_masks(self) -> None:
+        """Draw the default seed's masks once, for as many of the first draws as KEPT_BYTES allows."""
+        self.kept: list[tf.Variable] = []
+        self.kept_draws = 0
+        self._static_noise = all(noise.is_static for noise in self.noises)
+        if self.masks == "balanced":
+            self._balance_masks()
+            return
+        if not self._static_noise:
+            return
+        floats = sum(int(noise.size) for noise in self.noises)
+        self.kept_draws = min(max(self.num_samples, KEPT_DRAWS), KEPT_BYTES // (4 * floats))
+        if self.kept_draws == 0:
+            return
+        seed, zero, count = tf.constant(self.seed, tf.int64), tf.constant(0), tf.constant(self.kept_draws)
+        for number, noise in enumerate(self.noises):
+            values = noise.draw(seed, zero, count)
+            self.kept.append(tf.Variable(values, trainable=False, name=f"kept_mask_{number}"))
+
+    def _balance_masks(self) -> None:
+        """Keep balanced masks for exactly the default number of draws: the mean's variance falls to about a half."""
+        if not self._static_noise or any(noise.kind != "keep" for noise in self.noises):
+            raise ArtifactError("masks balanced: only for dropout on tensors of fixed size; wanted masks independent")
+        needed = 4 * self.num_samples * sum(int(noise.size) for noise in self.noises)
+        if needed > KEPT_BYTES:
+            raise ArtifactError(
+                f"masks balanced: {needed} bytes of masks for {self.num_samples} draws, at most {KEPT_BYTES} can be "
+                "kept; wanted fewer draws, or masks independent"
+            )
+        self.kept_draws = self.num_samples
+        for number, noise in enumerate(self.noises):
+            values = noise.balanced(self.seed, self.num_samples)
+            self.kept.append(tf.Variable(values, trainable=False, name=f"kept_mask_{number}"))
+
+    def _prefix(self, inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        values = self.network.prefix(inputs)
+        return [values[place] for place in self._read]
+
+    def _suffix_function(self) -> Any:
+        """The suffix as one TensorFlow function that every signature calls: it is traced and stored once.
+
+        Arguments: the prefix's tensors, the noise arrays [C, ...] where their shapes are fixed (else the seed and the
+        first draw), the number of draws C. Returns every head's quantity, [N, C, ...].
+        """
+
+        def suffix(*arguments: tf.Tensor) -> list[tf.Tensor]:
+            *given, count = arguments
+            prefix, rest = given[: len(self._read)], given[len(self._read) :]
+            if self._static_noise:
+                arrays = {noise.stream: array for noise, array in zip(self.noises, rest, strict=True)}
+                draws = Draws(count, lambda noise: arrays[noise.stream])
+            else:
+                first, seed = rest
+                draws = Draws(count, lambda noise: noise.draw(seed, first, count))
+            outputs, _ = self.network.suffix(dict(zip(self._read, prefix, strict=True)), draws)
+            quantities = []
+            for head, shape, tensor in zip(self.heads, self._draw_shapes, outputs, strict=True):
+                folded = head.quantity(tensor)
+                free = None in folded.shape[1:]
+                sizes = tf.shape(folded)[1:] if free else folded.shape[1:]
+                apart = tf.reshape(folded, tf.concat([[-1, count], sizes], axis=0) if free else [-1, count, *sizes])
+                apart.set_shape([None, None, *shape])
+                quantities.append(apart)
+            return quantities
+
+        prefix = tf.function(self._prefix_of, autograph=False).get_concrete_function(*self.input_specs).outputs
+        signature = [
+            tf.TensorSpec([None, *tensor.shape[1:]] if _has_rows(tensor) else tensor.shape, tensor.dtype)
+            for tensor in prefix
+        ]
+        if self._static_noise:
+            signature += [tf.TensorSpec([None, *noise.shape], tf.float32) for noise in self.noises]
+        else:
+            signature += [tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.int64)]
+        return tf.function(suffix, input_signature=[*signature, tf.TensorSpec([], tf.int32)], autograph=False)
+
+    def _prefix_of(self, *inputs: tf.Tensor) -> list[tf.Tensor]:
+        return self._prefix(inputs)
+
+    def _quantities(self, prefix: list[tf.Tensor], first: Any, count: Any, seed: Any) -> list[tf.Tensor]:
+        """Draws first .. first + count - 1 of every head's quantity, [N, C, ...].
+
+        Python numbers instead of tensors make a leaner graph.
+        """
+        rest = self._noise(first, count, seed) if self._static_noise else [tf.convert_to_tensor(first), _int64(seed)]
+        return self._suffix(*prefix, *rest, tf.convert_to_tensor(count))
+
+    def _noise(self, first: Any, count: Any, seed: Any) -> list[tf.Tensor]:
+        """The noise arrays [C, ...] of draws first .. first + count - 1: kept where they are, else drawn."""
+
+        def drawn() -> list[tf.Tensor]:
+            at, number = tf.convert_to_tensor(first), tf.convert_to_tensor(count)
+            return [noise.draw(_int64(seed), at, number) for noise in self.noises]
+
+        def kept() -> list[tf.Tensor]:
+            if isinstance(first, int) and isinstance(count, int) and (first, count) == (0, self.kept_draws):
+                return [tf.convert_to_tensor(variable) for variable in self.kept]
+            return [
+                tf.slice(variable, [first, *[0] * (variable.shape.rank - 1)], [count, *variable.shape[1:]])
+                for variable in self.kept
+            ]
+
+        if not self.kept:
+            return drawn()
+        if all(isinstance(number, int) for number in (first, count, seed)):
+            return kept() if seed == self.seed and first + count <= self.kept_draws else drawn()
+        return tf.cond(tf.logical_and(tf.equal(seed, self.seed), first + count <= self.kept_draws), kept, drawn)
+
+    def _chunk_size(self, rows: tf.Tensor) -> tf.Tensor:
+        """Draws a chunk for this many rows."""
+        width = self.network.widest_suffix()
+        folded_rows = max(CHUNK_FLOATS // width, MIN_CHUNK_ROWS)
+        return tf.maximum(folded_rows // tf.maximum(rows, 1), 1)
+
+    def _next_chunk(self, step: tf.Tensor, at: tf.Tensor, left: Any, seed: Any) -> tf.Tensor:
+        """Draws in the chunk that begins at draw `at`, with `left` draws to go."""
+        # Chunks of one size: a short last one would waste the matrix products.
+        chunks = tf.maximum((left + step - 1) // step, 1)
+        size = (left + chunks - 1) // chunks
+        if self.masks == "independent":
+            return size
+        # Balanced masks are not what the stream would give: a chunk takes all its masks from the one or the other.
+        inside = tf.logical_and(tf.equal(_int64(seed), self.seed), at < self.kept_draws)
+        return tf.where(inside, tf.minimum(size, self.kept_draws - at), size)
+
+    def _sample(self, inputs: Sequence[tf.Tensor], count: Any, seed: Any) -> dict[str, tf.Tensor]:
+        """Statistics of draws 0 .. count - 1. What fits in one chunk takes a path without a loop."""
+        prefix = self._prefix(inputs)
+        names: list[str] = []
+
+        def answer(moments: list[Moments]) -> list[tf.Tensor]:
+            summary = self._summary(moments, count)
+            names[:] = sorted(summary)
+            return [summary[name] for name in names]
+
+        step = self._chunk_size(_rows(prefix))
+        answers = tf.cond(
+            tf.equal(self._next_chunk(step, tf.constant(0), count, seed), count),
+            lambda: answer(self._moments(prefix, 0, count, seed)),
+            lambda: answer(self._run(prefix, tf.constant(0), count, seed)),
+        )
+        return dict(zip(names, answers, strict=True))
+
+    def _moments(self, prefix: list[tf.Tensor], first: Any, count: Any, seed: Any) -> list[Moments]:
+        """Moments of one chunk."""
+        quantities = self._quantities(prefix, first, count, seed)
+        return [head.moments(values, first) for head, values in zip(self.heads, quantities, strict=True)]
+
+    def _run(self, prefix: list[tf.Tensor], first: tf.Tensor, count: Any, seed: Any) -> list[Moments]:
+        """Moments of draws first .. first + count - 1, chunk by chunk."""
+        step = self._chunk_size(_rows(prefix))
+        size = self._next_chunk(step, first, count, seed)
+        begun = _flatten(self._moments(prefix, first, size, seed))
+
+        def body(done: tf.Tensor, *seen: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            size = self._next_chunk(step, first + done, count - done, seed)
+            fresh = self._moments(prefix, first + done, size, seed)
+            merged = [merge(old, done, new, size) for old, new in zip(_unflatten(list(seen)), fresh, strict=True)]
+            return (done + size, *_flatten(merged))
+
+        _, *moments = tf.while_loop(
+            lambda done, *_: done < count,
+            body,
+            [size, *begun],
+            shape_invariants=[tf.TensorShape([]), *[_loose(tensor) for tensor in begun]],
+            parallel_iterations=1,
+        )
+        return _unflatten(moments)
+
+    def _summary(self, moments: list[Moments], num_draws: tf.Tensor) -> dict[str, tf.Tensor]:
+        answers: dict[str, tf.Tensor] = {}
+        for head, of_head in zip(self.heads, moments, strict=True):
+            answers |= head.summary(of_head, num_draws)
+        return answers
+
+    def _stopping_error(self, moments: list[Moments], num_draws: tf.Tensor) -> tf.Tensor:
+        """Largest standard error of each row over all outputs, [rows]."""
+        floor = 1.0 / tf.cast(num_draws, tf.float32)
+        errors = []
+        for head, of_head in zip(self.heads, moments, strict=True):
+            error = head.standard_error(of_head, num_draws)
+            if head.is_classification:
+                error = tf.maximum(error, floor)
+            errors.append(tf.reduce_max(error, axis=list(range(1, error.shape.rank))))
+        return tf.reduce_max(tf.stack(errors), axis=0)
+
+
+def _int64(seed: Any) -> tf.Tensor:
+    return tf.cast(seed, tf.int64) if isinstance(seed, tf.Tensor) else tf.constant(seed, tf.int64)
+
+
+def _checks(num_samples: tf.Tensor) -> list[tf.Operation]:
+    check = tf.debugging.assert_greater_equal(
+        num_samples, MIN_NUM_SAMPLES, message=f"num_samples: wanted at least {MIN_NUM_SAMPLES} draws"
+    )
+    return [] if check is None else [check]
+
+
+def _rows(prefix: list[tf.Tensor]) -> tf.Tensor:
+    return tf.shape(next(tensor for tensor in prefix if _has_rows(tensor)))[0]
+
+
+def _has_rows(tensor: tf.Tensor) -> bool:
+    """Whether the first axis is the rows': what is the same for every row (positions, constants) has a fixed shape."""
+    return tensor.shape.rank > 0 and tensor.shape[0] is None
+
+
+def _draw_shape(head: Head) -> list[int | None]:
+    shape = head.output.shape
+    return shape[:-1] if head.binary else shape
+
+
+def _flatten(moments: list[Moments]) -> list[tf.Tensor]:
+    return [tensor for of_head in moments for tensor in of_head]
+
+
+def _unflatten(tensors: list[tf.Tensor]) -> list[Moments]:
+    size = len(Moments._fields)
+    return [Moments(*tensors[start : start + size]) for start in range(0, len(tensors), size)]
+
+
+def _loose(tensor: tf.Tensor) -> tf.TensorShape:
+    """The tensor's shape with rows (and, for kept draws, their number) left free."""
+    if tensor.shape.rank < 2:
+        return tf.TensorShape([None] * tensor.shape.rank)
+    return (
+        tf.TensorShape([None, None, *tensor.shape[2:]])
+        if tensor.shape[1] is None
+        else tf.TensorShape([None, *tensor.shape[1:]])
+    )

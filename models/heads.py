@@ -1,0 +1,243 @@
+"""Outputs of a network and what is reported of them: classes' probabilities or a target's value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from models import statistics
+from models.contract import ArtifactError, ModelOutput, Task
+from models.network import Network
+from models.statistics import Moments
+
+# Made-up rows that show what an output is where the graph does not say.
+_PROBE_ROWS = 32
+# What stands for a free axis in them.
+_FREE_AXIS = 8
+
+
+@dataclass(frozen=True)
+class Head:
+    """One output: how the network's tensor becomes the reported quantity, and its statistics' names and shapes."""
+
+    output: ModelOutput
+    # "identity", "softmax" or "sigmoid": applied to the network's tensor.
+    link: str
+    # One number stands for two classes: the probability of the second.
+    binary: bool
+    # The network's tensor has a last axis of size 1 that the answer does not have.
+    squeeze: bool
+
+    @property
+    def is_classification(self) -> bool:
+        return self.output.task == "classification"
+
+    def quantity(self, tensor: tf.Tensor) -> tf.Tensor:
+        """The network's tensor [N, ...] as the quantity that is averaged over draws, float32."""
+        values = tf.cast(tensor, tf.float32)
+        if self.squeeze:
+            values = tf.squeeze(values, axis=-1)
+        if self.link == "softmax":
+            return tf.nn.softmax(values)
+        if self.link == "sigmoid":
+            return tf.sigmoid(values)
+        return values
+
+    def classes(self, values: tf.Tensor) -> tf.Tensor:
+        """Both classes' probabilities where one number stands for two: [...] -> [..., 2]."""
+        return tf.stack([1.0 - values, values], axis=-1) if self.binary else values
+
+    def both(self, values: tf.Tensor) -> tf.Tensor:
+        """A statistic that is the same for both classes of a binary output: [...] -> [..., 2]."""
+        return tf.stack([values, values], axis=-1) if self.binary else values
+
+    def point(self, tensor: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The deterministic answer."""
+        name = "probabilities" if self.is_classification else "mean"
+        return {self.output.prefix + name: self.classes(self.quantity(tensor))}
+
+    def moments(self, draws: tf.Tensor, first_draw: tf.Tensor | int) -> Moments:
+        """Moments of one chunk of the quantity's draws [N, C, ...]."""
+        entropies = statistics.entropy(draws, self.binary) if self.is_classification else None
+        return statistics.of_draws(draws, first_draw, entropies)
+
+    def standard_error(self, moments: Moments, num_draws: tf.Tensor | int) -> tf.Tensor:
+        return statistics.standard_deviation(moments, num_draws) / tf.sqrt(tf.cast(num_draws, tf.float32))
+
+    def summary(self, moments: Moments, num_draws: tf.Tensor | int) -> dict[str, tf.Tensor]:
+        """All that is reported of the draws, by signature output name."""
+        std = statistics.standard_deviation(moments, num_draws)
+        error = self.standard_error(moments, num_draws)
+        if self.is_classification:
+            lower, upper = statistics.central_interval(moments.first, (0.0, 1.0))
+            predictive = statistics.entropy(moments.mean, self.binary)
+            expected = moments.entropy / tf.cast(num_draws, tf.float32)
+            if self.binary:
+                lower, upper = tf.stack([1.0 - upper, lower], axis=-1), tf.stack([1.0 - lower, upper], axis=-1)
+            answers = {
+                "probabilities": self.classes(moments.mean),
+                "std": self.both(std),
+                "standard_error": self.both(error),
+                "predictive_entropy": predictive,
+                "expected_entropy": expected,
+                "mutual_information": tf.maximum(predictive - expected, 0.0),
+                "lower": lower,
+                "upper": upper,
+            }
+        else:
+            infinity = float("inf")
+            lower, upper = statistics.central_interval(moments.first, (-infinity, infinity))
+            answers = {
+                "mean": moments.mean,
+                "epistemic_std": std,
+                "standard_error": error,
+                "lower": lower,
+                "upper": upper,
+            }
+        return {self.output.prefix + name: value for name, value in answers.items()}
+
+
+def _activation(symbol: Any) -> str | None:
+    """The activation that makes an output: "softmax", "sigmoid" or another; None where the graph does not say."""
+    operation = symbol._keras_history.operation
+    if isinstance(operation, keras.Sequential | keras.Model) and getattr(operation, "outputs", None):
+        return _activation(operation.outputs[symbol._keras_history.tensor_index])
+    if isinstance(operation, keras.layers.Softmax):
+        return "softmax" if operation.axis in (-1, len(symbol.shape) - 1) else None
+    layer = operation.layer if isinstance(operation, keras.layers.TimeDistributed) else operation
+    activation = getattr(layer, "activation", None)
+    return None if activation is None else getattr(activation, "__name__", None)
+
+
+def _probed(values: NDArray[Any]) -> str:
+    """The activation that outputs [N, ...] look like: "softmax", "sigmoid" or "linear"."""
+    if values.min() < 0 or values.max() > 1:
+        return "linear"
+    sums_to_one = values.ndim > 1 and values.shape[-1] > 1 and np.allclose(values.sum(axis=-1), 1, atol=1e-2)
+    return "softmax" if sums_to_one else "sigmoid"
+
+
+def made_up(specs: Sequence[tf.TensorSpec], rows: int, spread: float) -> list[tf.Tensor]:
+    """Rows of input that nobody has seen: normal numbers of that spread, zeros and ones, empty strings."""
+    random = np.random.default_rng(0)
+
+    def values(spec: tf.TensorSpec) -> tf.Tensor:
+        shape = [rows, *(_FREE_AXIS if size is None else size for size in spec.shape[1:])]
+        if spec.dtype == tf.string:
+            return tf.fill(shape, "")
+        numbers = random.normal(0, spread, shape) if spec.dtype.is_floating else random.integers(0, 2, shape)
+        return tf.cast(numbers, spec.dtype)
+
+    return [values(spec) for spec in specs]
+
+
+def _probe(network: Network, specs: Sequence[tf.TensorSpec]) -> list[NDArray[Any]]:
+    """The network's outputs, dropout off, for made-up rows of large numbers: so that logits show as such."""
+    outputs = network.deterministic(made_up(specs, _PROBE_ROWS, 10.0))
+    return [tf.cast(tensor, tf.float32).numpy() for tensor in outputs]
+
+
+def _is_logits(loss: Any, name: str, number: int) -> bool:
+    """Whether an output was trained as logits, from the loss that the network was compiled with."""
+    if isinstance(loss, Mapping):
+        loss = loss.get(name)
+    elif isinstance(loss, list | tuple):
+        loss = loss[number] if number < len(loss) else None
+    return bool(getattr(loss, "from_logits", False))
+
+
+def heads_of(
+    network: Network,
+    shapes: list[tuple[int | None, ...]],
+    task: Task | None,
+    labels: list[str] | None,
+    unit: str | None,
+    specs: Sequence[tf.TensorSpec],
+) -> list[Head]:
+    """The heads of a network's outputs, `shapes` without the rows' axis.
+
+    Raises ArtifactError where the outputs and what is said of them do not fit together.
+    """
+    names = network.output_names()
+    several = len(names) > 1
+    known = [_activation(symbol) for symbol in network.model.outputs] if network.is_split else [None] * len(names)
+    looks = ["linear"] * len(names)
+    if None in known and task != "regression":
+        looks = [_probed(values) for values in _probe(network, specs)]
+    heads = []
+    for number, (name, activation, look, shape) in enumerate(zip(names, known, looks, shapes, strict=True)):
+        chosen = task
+        if chosen is None:
+            logits = _is_logits(getattr(network.model, "loss", None), name, number)
+            probable = activation in ("softmax", "sigmoid") or (activation is None and look == "softmax") or logits
+            # Labels of several outputs say nothing of what each of them is.
+            chosen = "classification" if probable or (labels is not None and not several) else "regression"
+        prefix = f"{name}_" if several else ""
+        if chosen == "classification":
+            fitting = labels if not several or labels is None or len(labels) == _class_count(shape) else None
+            heads.append(_classification(name, prefix, activation or look, shape, fitting))
+        else:
+            if labels is not None and not several:
+                raise ArtifactError(f"output {name!r}: {len(labels)} labels were given, but a regression has none")
+            squeeze = shape[-1:] == (1,)
+            kept = list(shape[:-1]) if squeeze else list(shape)
+            output = ModelOutput(name=name, prefix=prefix, task="regression", shape=kept, unit=unit)
+            heads.append(Head(output, "identity", False, squeeze))
+    if labels is not None and not any(head.output.labels == labels for head in heads):
+        raise ArtifactError(
+            f"labels {', '.join(labels)}: {len(labels)} given, but no output has so many classes; "
+            f"the outputs are {', '.join(f'{name} {list(shape)}' for name, shape in zip(names, shapes, strict=True))}"
+        )
+    return heads
+
+
+def _class_count(shape: tuple[int | None, ...]) -> int | None:
+    units = shape[-1] if shape else 1
+    return 2 if units == 1 else units
+
+
+def _classification(
+    name: str, prefix: str, activation: str, shape: tuple[int | None, ...], labels: list[str] | None
+) -> Head:
+    units = shape[-1] if shape else 1
+    if units is None:
+        raise ArtifactError(
+            f"output {name!r}: its number of classes is not fixed (shape {shape}); wanted a fixed last axis"
+        )
+    binary = units == 1
+    if activation == "softmax" and binary:
+        raise ArtifactError(
+            f"output {name!r}: softmax over one unit is always 1; wanted one sigmoid unit or two classes"
+        )
+    if activation == "sigmoid" and not binary:
+        raise ArtifactError(
+            f"output {name!r}: {units} sigmoid units are {units} separate yes-or-no answers, not one choice of {units} "
+            "classes; package with --task regression to serve each score's mean and deviation"
+        )
+    classes = 2 if binary else units
+    if labels is not None and len(labels) != classes:
+        raise ArtifactError(
+            f"output {name!r}: {len(labels)} labels given ({', '.join(labels)}), {classes} wanted "
+            f"({'one sigmoid unit is two classes' if binary else f'the output has {units} units'})"
+        )
+    if labels is not None and len(set(labels)) != len(labels):
+        raise ArtifactError(f"output {name!r}: a label is given twice: {', '.join(labels)}")
+    if labels is not None and not all(labels):
+        raise ArtifactError(f"output {name!r}: an empty label among {labels}; wanted a name for each class")
+    link = "identity" if activation in ("softmax", "sigmoid") else ("sigmoid" if binary else "softmax")
+    squeeze = bool(shape) and binary
+    kept = [*(shape[:-1] if squeeze or not binary else shape), classes]
+    output = ModelOutput(
+        name=name,
+        prefix=prefix,
+        task="classification",
+        shape=kept,
+        labels=labels or [str(number) for number in range(classes)],
+    )
+    return Head(output, link, binary, squeeze)

@@ -1,0 +1,216 @@
+"""Held-out rows of a packaged model: an .npz file with `x` (or one array per input name) and `y`.
+
+Their first rows become the artifact's examples, and the network's figures on them go into its manifest.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, mean_squared_error, root_mean_squared_error
+
+from models.contract import ArtifactError, ModelInput, ModelOutput
+
+Array = NDArray[Any]
+
+X, Y = "x", "y"
+# Rows a call of the network.
+_BATCH = 256
+
+
+class HoldoutError(ArtifactError):
+    """Held-out rows do not fit the network. One line: the file, the array, what was found, what is wanted."""
+
+    def __init__(self, path: Path, found: str) -> None:
+        super().__init__(f"{path}: {found}")
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """The arrays of one file, as they stand there."""
+
+    path: Path
+    arrays: Mapping[str, Array]
+
+    @classmethod
+    def read(cls, path: Path) -> Holdout:
+        """Read the file; nothing in it is unpickled."""
+        wanted = "wanted what numpy.savez wrote: `x` (or one array per input name) and `y`"
+        if not path.is_file():
+            raise HoldoutError(path, f"not found; {wanted}")
+        try:
+            with path.open("rb") as stream:
+                file = np.load(stream, allow_pickle=False)
+                if isinstance(file, np.lib.npyio.NpzFile):
+                    return cls(path, {name: file[name] for name in file.files})
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            raise HoldoutError(path, f"cannot be read ({' '.join(str(error).split())[:200]}); {wanted}") from error
+        raise HoldoutError(path, f"holds one array without a name; {wanted}")
+
+    def matched(self, inputs: Sequence[ModelInput], outputs: Sequence[ModelOutput]) -> Rows:
+        """The rows as the network's inputs and outputs want them; raises HoldoutError where they do not fit."""
+        columns = {item.name: item.name for item in inputs}
+        if len(inputs) == 1 and X in self.arrays:
+            columns = {inputs[0].name: X}
+        targets = {output.name: f"{Y}_{output.name}" if len(outputs) > 1 else Y for output in outputs}
+        wanted = [*columns.values(), *targets.values()]
+        if set(self.arrays) != set(wanted):
+            alternative = f" ({columns[inputs[0].name]!r} may be called {X!r})" if len(inputs) == 1 else ""
+            raise HoldoutError(
+                self.path, f"holds the arrays {_listed(self.arrays)}; {_listed(wanted)} wanted{alternative}"
+            )
+        sizes = {len(self.arrays[name]) if self.arrays[name].ndim else 0 for name in wanted}
+        if len(sizes) > 1 or sizes == {0}:
+            shapes = ", ".join(f"{name} {self.arrays[name].shape}" for name in wanted)
+            raise HoldoutError(self.path, f"arrays of the shapes {shapes}; as many rows in each wanted, at least 1")
+        return Rows(
+            {item.name: self._input(item, columns[item.name]) for item in inputs},
+            list(outputs),
+            [self._target(output, targets[output.name], *sizes) for output in outputs],
+        )
+
+    def _input(self, item: ModelInput, name: str) -> Array:
+        array = self.arrays[name]
+        if not _fits(array, [None, *item.shape]):
+            raise HoldoutError(self.path, f"{name}: shape {array.shape} found, {_shape(item.shape)} wanted")
+        dtype = tf.as_dtype(item.dtype)
+        accepted = "US" if dtype == tf.string else "b" if dtype.is_bool else "biu" if dtype.is_integer else "biuf"
+        if array.dtype.kind not in accepted:
+            raise HoldoutError(self.path, f"{name}: type {array.dtype} found, {item.dtype} wanted")
+        if dtype == tf.string:
+            return array.astype(str).astype(object)
+        self._check_finite(name, array)
+        if dtype.is_integer and (array.min(initial=0) < dtype.min or array.max(initial=0) > dtype.max):
+            raise HoldoutError(self.path, f"{name}: values beyond {item.dtype} ({dtype.min} to {dtype.max})")
+        return array.astype(dtype.as_numpy_dtype)
+
+    def _target(self, output: ModelOutput, name: str, rows: int) -> Array:
+        array = self.arrays[name]
+        wanted = output.shape[:-1] if output.task == "classification" else output.shape
+        if output.task == "classification" and _fits(array, [rows, *output.shape]) and array.dtype.kind in "biuf":
+            array = self._from_one_hot(name, array)
+        if array.ndim == len(wanted) + 2 and array.shape[-1] == 1:
+            array = array[..., 0]
+        if not _fits(array, [rows, *wanted]):
+            raise HoldoutError(
+                self.path,
+                f"{name}: shape {self.arrays[name].shape} found, {_shape(wanted, rows)} wanted for {rows} rows",
+            )
+        if output.task == "classification":
+            return self._classes(name, array, output.labels or [])
+        if array.dtype.kind not in "biuf":
+            raise HoldoutError(self.path, f"{name}: type {array.dtype} found, numbers wanted")
+        self._check_finite(name, array)
+        return array.astype(np.float64)
+
+    def _classes(self, name: str, array: Array, labels: list[str]) -> Array:
+        if array.dtype.kind in "US":
+            unknown = sorted(set(np.unique(array.astype(str)).tolist()) - set(labels))
+            if unknown:
+                raise HoldoutError(self.path, f"{name}: label {unknown[0]!r} found, one of {', '.join(labels)} wanted")
+            return np.vectorize(labels.index, otypes=[np.int64])(array.astype(str))
+        if array.dtype.kind not in "biuf":
+            raise HoldoutError(self.path, f"{name}: type {array.dtype} found, class numbers or labels wanted")
+        self._check_finite(name, array)
+        wrong = (array < 0) | (array >= len(labels)) | (array != np.floor(array))
+        if wrong.any():
+            row = int(np.argwhere(wrong)[0][0])
+            raise HoldoutError(
+                self.path,
+                f"{name}: {array[wrong].flat[0]} found in row {row}, whole numbers from 0 to {len(labels) - 1} wanted",
+            )
+        return array.astype(np.int64)
+
+    def _from_one_hot(self, name: str, array: Array) -> Array:
+        if not (np.isin(array, (0, 1)).all() and (array.sum(axis=-1) == 1).all()):
+            raise HoldoutError(self.path, f"{name}: shape {array.shape} found, but its rows are not one-hot")
+        return array.argmax(axis=-1)
+
+    def _check_finite(self, name: str, array: Array) -> None:
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            row = int(np.argwhere(~np.isfinite(array))[0][0])
+            raise HoldoutError(self.path, f"{name}: NaN or infinity found in row {row}, finite numbers wanted")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Held-out rows that fit a network."""
+
+    # [N, ...] by input name, in the network's order.
+    inputs: Mapping[str, Array]
+    outputs: Sequence[ModelOutput]
+    # One array for each output: class numbers (int64) or values (float64).
+    targets: Sequence[Array]
+
+    def examples(self, count: int) -> list[Any]:
+        """The first rows in the JSON form of `instances`."""
+        columns = {name: _plain(array[:count]) for name, array in self.inputs.items()}
+        if len(columns) == 1:
+            return list(*columns.values())
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def figures(self, answer: Callable[[list[tf.Tensor]], dict[str, tf.Tensor]]) -> dict[str, float]:
+        """Figures of `answer`, the network with dropout off; with several outputs their names are prefixed.
+
+        Classification: accuracy; nll, the mean negative log-likelihood in nats; brier, the squared error summed over
+        the classes (Brier 1950). Regression: rmse and mae in the target's unit.
+        """
+        run = tf.function(answer, autograph=False)
+        arrays = list(self.inputs.values())
+        answers = [
+            run([tf.convert_to_tensor(array[start : start + _BATCH]) for array in arrays])
+            for start in range(0, len(arrays[0]), _BATCH)
+        ]
+        found: dict[str, float] = {}
+        for output, target in zip(self.outputs, self.targets, strict=True):
+            key, measure = ("probabilities", _classification) if output.labels else ("mean", _regression)
+            values = np.concatenate([batch[output.prefix + key].numpy() for batch in answers]).astype(np.float64)
+            found |= {output.prefix + name: value for name, value in measure(values, target).items()}
+        return found
+
+
+def _plain(array: Array) -> list[Any]:
+    """As plain Python, a float32 as the shortest decimal that gives it back."""
+    if array.dtype.kind == "f":
+        return np.array([float(str(value)) for value in array.flat]).reshape(array.shape).tolist()
+    return array.tolist()
+
+
+def _classification(probabilities: Array, classes: Array) -> dict[str, float]:
+    count = probabilities.shape[-1]
+    flat = probabilities.reshape(-1, count)
+    # A float32 softmax sums to 1 within 1e-7; scikit-learn wants float64's accuracy.
+    flat = flat / flat.sum(axis=1, keepdims=True)
+    truth = classes.reshape(-1)
+    one_hot = (truth[:, None] == np.arange(count)).astype(np.float64)
+    return {
+        "accuracy": float(accuracy_score(truth, flat.argmax(axis=1))),
+        "nll": float(log_loss(truth, flat, labels=np.arange(count))),
+        "brier": float(mean_squared_error(one_hot, flat) * count),
+    }
+
+
+def _regression(means: Array, values: Array) -> dict[str, float]:
+    flat, truth = means.reshape(-1), values.reshape(-1)
+    return {"rmse": float(root_mean_squared_error(truth, flat)), "mae": float(mean_absolute_error(truth, flat))}
+
+
+def _fits(array: Array, shape: Sequence[int | None]) -> bool:
+    return array.ndim == len(shape) and all(
+        size is None or size == found for size, found in zip(shape, array.shape, strict=True)
+    )
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(map(repr, sorted(names))) or "none"
+
+
+def _shape(per_row: Sequence[int | None], rows: int | str = "rows") -> str:
+    return f"({', '.join(map(str, [rows, *('any' if size is None else size for size in per_row)]))})"

@@ -1,0 +1,89 @@
+"""Statistics of draws: streaming moments, entropies, quantiles. Pure TensorFlow, on arrays [rows, draws, ...]."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+# Quantiles are read from the first draws only, so that memory stays bounded however many draws are asked for.
+QUANTILE_DRAWS = 1000
+# Central share of the draws between `lower` and `upper`.
+INTERVAL_COVERAGE = 0.9
+# Fewer draws cannot show the 5 % and 95 % quantiles.
+MIN_QUANTILE_DRAWS = 20
+
+_SMALLEST_NORMAL = 1.1754944e-38
+
+
+class Moments(NamedTuple):
+    """What is kept of the draws seen so far; leading axis: rows."""
+
+    mean: tf.Tensor
+    # Sum of squared deviations from the mean.
+    squares: tf.Tensor
+    # Sum over draws of the entropy of each draw, nats; zeros for regression.
+    entropy: tf.Tensor
+    # The first QUANTILE_DRAWS draws, [rows, draws, ...].
+    first: tf.Tensor
+
+
+def entropy(probabilities: tf.Tensor, binary: bool) -> tf.Tensor:
+    """Entropy in nats over the last axis; with `binary` the entries are probabilities of the second of two classes.
+
+    0 log 0 is 0, exactly: the logarithm's argument is kept at the smallest normal number, where x log x vanishes.
+    """
+    terms = -probabilities * tf.math.log(tf.maximum(probabilities, _SMALLEST_NORMAL))
+    if binary:
+        others = 1.0 - probabilities
+        return terms - others * tf.math.log(tf.maximum(others, _SMALLEST_NORMAL))
+    return tf.reduce_sum(terms, axis=-1)
+
+
+def of_draws(draws: tf.Tensor, first_draw: tf.Tensor | int, entropies: tf.Tensor | None) -> Moments:
+    """Moments of one chunk of draws [rows, draws, ...]; `entropies` [rows, draws, ...] or None for regression."""
+    mean = tf.reduce_mean(draws, axis=1)
+    squares = tf.reduce_sum(tf.math.squared_difference(draws, mean[:, None]), axis=1)
+    total = tf.zeros_like(mean) if entropies is None else tf.reduce_sum(entropies, axis=1)
+    wanted = QUANTILE_DRAWS if isinstance(first_draw, int) else tf.maximum(QUANTILE_DRAWS - first_draw, 0)
+    return Moments(mean, squares, total, draws[:, :wanted])
+
+
+def merge(seen: Moments, seen_draws: tf.Tensor, new: Moments, new_draws: tf.Tensor) -> Moments:
+    """Moments of both runs of draws together (Chan, Golub & LeVeque 1983)."""
+    before, after = tf.cast(seen_draws, tf.float32), tf.cast(new_draws, tf.float32)
+    share = after / (before + after)
+    difference = new.mean - seen.mean
+    return Moments(
+        seen.mean + difference * share,
+        seen.squares + new.squares + difference * difference * (before * share),
+        seen.entropy + new.entropy,
+        tf.concat([seen.first, new.first], axis=1),
+    )
+
+
+def standard_deviation(moments: Moments, num_draws: tf.Tensor | int) -> tf.Tensor:
+    """Unbiased variance's root (divisor T - 1)."""
+    return tf.sqrt(moments.squares / tf.cast(num_draws - 1, tf.float32))
+
+
+def central_interval(first: tf.Tensor, widest: tuple[float, float]) -> tuple[tf.Tensor, tf.Tensor]:
+    """The 5 % and 95 % quantiles over axis 1 of [rows, draws, ...], linearly interpolated.
+
+    With fewer than MIN_QUANTILE_DRAWS draws the tails are unknown: then the widest possible interval.
+    """
+    count = tf.shape(first)[1]
+    rank = tf.cast(count - 1, tf.float32) * ((1 - INTERVAL_COVERAGE) / 2)
+    whole = tf.floor(rank)
+    weight = rank - whole
+    outer = tf.cast(whole, tf.int32)
+    inner = tf.minimum(outer + 1, count - 1)
+    last = first if first.shape.rank == 2 else tf.transpose(first, [0, *range(2, first.shape.rank), 1])
+    # One partial sort for both tails: the largest of -x are the smallest of x.
+    tails = tf.math.top_k(tf.stack([-last, last]), inner + 1, sorted=True).values
+    ends = tf.gather(tails, tf.stack([outer, inner]), axis=-1)
+    quantiles = ends[..., 0] + (ends[..., 1] - ends[..., 0]) * weight
+    enough = count >= MIN_QUANTILE_DRAWS
+    lower = tf.where(enough, -quantiles[0], widest[0])
+    upper = tf.where(enough, quantiles[1], widest[1])
+    return lower, upper

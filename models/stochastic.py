@@ -1,0 +1,450 @@
+"""Stochastic Keras layers: finding them, refusing what cannot be honoured, and drawing their noise.
+
+`attach(model)` turns the stochastic layers of a model (a private copy) into *drawn* layers: outside a `Draws` context
+they are exactly Keras's layers in inference mode; inside one they apply noise that depends on (seed, layer, draw) and
+on nothing else. One row of noise serves every row of data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from models import random_stream
+from models.contract import ArtifactError, StochasticLayer
+
+# SELU's constants, as in Keras's AlphaDropout (Klambauer et al. 2017).
+_ALPHA_PRIME = -1.6732632423543772848170429916717 * 1.0507009873554804934193349852946
+
+# Rates finer than this are drawn from 32-bit words: with 16 bits they would be off by more than a thousandth.
+_COARSE_RATE = 1e3 / 2.0**17
+
+# Stream number = layer << 24 | call << 8 | part: a shared layer has fresh noise at each of its calls, as in Keras.
+_LAYER_SHIFT, _CALL_SHIFT = 24, 8
+_RECURRENT_PART = 128
+
+Size: TypeAlias = "int | tf.Tensor"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """One array of noise, drawn anew for each draw: what it is, not its values."""
+
+    stream: int
+    kind: str  # "keep": 0 or `scale`; "normal": standard normal
+    rate: float
+    scale: float
+    shape: tuple[Size, ...]  # of one draw
+
+    @property
+    def is_static(self) -> bool:
+        return all(isinstance(size, int) for size in self.shape)
+
+    @property
+    def size(self) -> Size:
+        if self.is_static:
+            return math.prod(self.shape)
+        return tf.reduce_prod(tf.stack([tf.cast(size, tf.int32) for size in self.shape]))
+
+    def draw(self, seed: tf.Tensor, first_draw: tf.Tensor, num_draws: tf.Tensor) -> tf.Tensor:
+        """The noise of draws first_draw .. first_draw + num_draws - 1: float32 [num_draws, *shape]."""
+        size = tf.convert_to_tensor(self.size, tf.int32)
+        if self.kind == "normal":
+            flat = random_stream.normals(seed, self.stream, first_draw, num_draws, size)
+        else:
+            if self.rate >= _COARSE_RATE and 1 - self.rate >= _COARSE_RATE:
+                numbers = random_stream.half_words(seed, self.stream, first_draw, num_draws, size)
+                kept = numbers >= tf.constant(round(self.rate * 2**16), tf.uint16)
+            else:
+                numbers = random_stream.words(seed, self.stream, first_draw, num_draws, size)
+                kept = numbers >= tf.constant(min(round(self.rate * 2**32), 2**32 - 1), tf.uint32)
+            flat = tf.cast(kept, tf.float32)
+            if self.scale != 1.0:
+                flat = flat * self.scale
+        return tf.reshape(flat, tf.stack([num_draws, *self.shape]))
+
+    def balanced(self, seed: int, num_draws: int) -> tf.Tensor:
+        """Masks [num_draws, *shape] in which each unit is dropped in exactly its rate's share of the draws.
+
+        Where rate * num_draws is no whole number, each unit's share is rounded up or down at random, so that its rate
+        is right on average. Which draws drop a unit is permuted for each unit on its own. Only for kind "keep".
+        """
+        size = tf.constant(self.size)
+        seed_tensor, zero = tf.constant(seed, tf.int64), tf.constant(0)
+        order = random_stream.words(seed_tensor, self.stream, zero, tf.constant(num_draws + 1), size).numpy()
+        rounding = order[-1] / 2.0**32
+        dropped = np.floor(self.rate * num_draws + rounding)
+        rank = order[:-1].argsort(axis=0, kind="stable").argsort(axis=0, kind="stable")
+        kept = np.where(rank >= dropped, np.float32(self.scale), np.float32(0))
+        return tf.constant(kept.reshape(num_draws, *self.shape), tf.float32)
+
+
+class Draws:
+    """A run of draws while the stochastic part of a network is traced.
+
+    Tensors inside are *folded*: [rows * draws, ...], row by row. A layer called with `unfolded` set gets [rows, ...].
+    """
+
+    def __init__(self, num_draws: tf.Tensor, source: Callable[[Noise], tf.Tensor]) -> None:
+        self.num_draws = num_draws
+        self.unfolded = False
+        self.noises: list[Noise] = []
+        self._source = source
+        self._calls: dict[int, int] = {}
+
+    def begin_call(self, layer: int) -> int:
+        """Number of this call of the layer within one pass through the network."""
+        call = self._calls.get(layer, 0)
+        self._calls[layer] = call + 1
+        return call
+
+    def noise(
+        self, layer: int, call: int, part: int, kind: str, rate: float, scale: float, shape: Sequence[Size]
+    ) -> tf.Tensor:
+        """Noise of one call of one layer: float32 [draws, *shape]."""
+        stream = layer << _LAYER_SHIFT | call << _CALL_SHIFT | part
+        spec = Noise(stream, kind, rate, scale, tuple(shape))
+        self.noises.append(spec)
+        return self._source(spec)
+
+    def combine(self, x: tf.Tensor, noise: tf.Tensor, operation: Callable[[Any, Any], Any]) -> tf.Tensor:
+        """operation(x, noise), folded; the noise [draws, *shape] is shared over rows, x is as `unfolded` says."""
+        per_row = x.shape[1:]
+        draws = 1 if self.unfolded else self.num_draws
+        sizes = row_sizes(x)
+        apart = tf.reshape(x, tf.stack([-1, draws, *sizes]))
+        result = operation(apart, tf.cast(noise, x.dtype)[None])
+        folded = tf.reshape(result, tf.stack([-1, *sizes]))
+        folded.set_shape([None, *per_row])
+        return folded
+
+    def spread(self, noise: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        """Noise [draws, *shape] as an array of folded x's rows, [rows * draws, *shape], in x's dtype."""
+        rows = tf.shape(x)[0] // self.num_draws
+        tiled = tf.tile(tf.cast(noise, x.dtype), tf.stack([rows, *[1] * (len(noise.shape) - 1)]))
+        tiled.set_shape([None, *x.shape[1:]])
+        return tiled
+
+
+_active: ContextVar[Draws | None] = ContextVar("draws", default=None)
+
+
+@contextlib.contextmanager
+def drawing(draws: Draws) -> Iterator[Draws]:
+    """Within this context the drawn layers apply the noise of `draws`."""
+    token = _active.set(draws)
+    try:
+        yield draws
+    finally:
+        _active.reset(token)
+
+
+def row_sizes(x: tf.Tensor) -> list[Size]:
+    """Sizes of x without the rows' axis: ints where they are static."""
+    dynamic = tf.shape(x)
+    return [size if size is not None else dynamic[axis] for axis, size in enumerate(x.shape[1:], start=1)]
+
+
+class _DrawnElementwise:
+    """A layer that applies one array of noise to its input. Also takes an unfolded input (`Draws.unfolded`)."""
+
+    draw_index: int
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        draws = _active.get()
+        if draws is None:
+            return inputs
+        return self.draw(draws, draws.begin_call(self.draw_index), inputs)
+
+    def draw(self, draws: Draws, call: int, x: tf.Tensor) -> tf.Tensor:
+        raise NotImplementedError
+
+
+class _DrawnDropout(_DrawnElementwise):
+    rate: float
+    noise_shape: tuple[int | None, ...] | None
+
+    def draw(self, draws: Draws, call: int, x: tf.Tensor) -> tf.Tensor:
+        noise = draws.noise(self.draw_index, call, 0, "keep", self.rate, 1 / (1 - self.rate), self.noise_sizes(x))
+        return draws.combine(x, noise, lambda values, keep: values * keep)
+
+    def noise_sizes(self, x: tf.Tensor) -> list[Size]:
+        sizes = row_sizes(x)
+        if self.noise_shape is None:
+            return sizes
+        return [size if wanted is None else wanted for size, wanted in zip(sizes, self.noise_shape[1:], strict=True)]
+
+
+class _DrawnSpatialDropout(_DrawnDropout):
+    def noise_sizes(self, x: tf.Tensor) -> list[Size]:
+        return list(self._get_noise_shape(x)[1:])  # type: ignore[attr-defined]
+
+
+class _DrawnGaussianDropout(_DrawnElementwise):
+    rate: float
+
+    def draw(self, draws: Draws, call: int, x: tf.Tensor) -> tf.Tensor:
+        stddev = math.sqrt(self.rate / (1 - self.rate))
+        noise = draws.noise(self.draw_index, call, 0, "normal", 0.0, 1.0, row_sizes(x))
+        return draws.combine(x, noise, lambda values, normal: values * (1 + stddev * normal))
+
+
+class _DrawnGaussianNoise(_DrawnElementwise):
+    stddev: float
+
+    def draw(self, draws: Draws, call: int, x: tf.Tensor) -> tf.Tensor:
+        noise = draws.noise(self.draw_index, call, 0, "normal", 0.0, 1.0, row_sizes(x))
+        return draws.combine(x, noise, lambda values, normal: values + self.stddev * normal)
+
+
+class _DrawnAlphaDropout(_DrawnDropout):
+    def draw(self, draws: Draws, call: int, x: tf.Tensor) -> tf.Tensor:
+        # Keeps mean and variance of SELU activations: dropped units become alpha', then an affine correction.
+        a = ((1 - self.rate) * (1 + self.rate * _ALPHA_PRIME**2)) ** -0.5
+        b = -a * _ALPHA_PRIME * self.rate
+        noise = draws.noise(self.draw_index, call, 0, "keep", self.rate, 1.0, self.noise_sizes(x))
+        return draws.combine(x, noise, lambda values, keep: values * (a * keep) + (a * _ALPHA_PRIME * (1 - keep) + b))
+
+
+class _DrawnCell:
+    """A recurrent cell: masks drawn once a sequence, constant over its steps."""
+
+    draw_index: int
+    dropout: float
+    recurrent_dropout: float
+    _draw_owner: Draws | None = None
+
+    def call(self, inputs: tf.Tensor, states: Any, training: bool = False) -> Any:
+        return super().call(inputs, states, training=_active.get() is not None)  # type: ignore[misc]
+
+    def get_dropout_mask(self, step_input: tf.Tensor) -> Any:
+        return self._drawn("input", step_input, self.dropout, 0)
+
+    def get_recurrent_dropout_mask(self, step_input: tf.Tensor) -> Any:
+        return self._drawn("recurrent", step_input, self.recurrent_dropout, _RECURRENT_PART)
+
+    def reset_dropout_mask(self) -> None:
+        self._draw_owner = None
+
+    def reset_recurrent_dropout_mask(self) -> None:
+        self._draw_owner = None
+
+    def _drawn(self, which: str, step_input: tf.Tensor, rate: float, part: int) -> Any:
+        draws = _active.get()
+        if draws is None or not 0 < rate < 1:
+            return None
+        if self._draw_owner is not draws:
+            self._draw_owner = draws
+            self._draw_call = draws.begin_call(self.draw_index)
+            self._draw_masks: dict[str, Any] = {}
+        if which not in self._draw_masks:
+            gates = getattr(self, "dropout_mask_count", None)
+            masks = [
+                draws.spread(
+                    draws.noise(
+                        self.draw_index,
+                        self._draw_call,
+                        part + gate,
+                        "keep",
+                        rate,
+                        1 / (1 - rate),
+                        row_sizes(step_input),
+                    ),
+                    step_input,
+                )
+                for gate in range(gates or 1)
+            ]
+            self._draw_masks[which] = masks if gates else masks[0]
+        return self._draw_masks[which]
+
+
+class _DrawnAttention:
+    """Attention and AdditiveAttention: dropout on the attention weights."""
+
+    draw_index: int
+    dropout: float
+
+    def _apply_scores(self, scores: Any, value: Any, scores_mask: Any = None, training: bool = False) -> Any:
+        draws = _active.get()
+        _, weights = super()._apply_scores(scores, value, scores_mask=scores_mask, training=False)  # type: ignore[misc]
+        if draws is not None:
+            call = draws.begin_call(self.draw_index)
+            rate = self.dropout
+            noise = draws.noise(self.draw_index, call, 0, "keep", rate, 1 / (1 - rate), row_sizes(weights))
+            weights = draws.combine(weights, noise, lambda values, keep: values * keep)
+        return keras.ops.matmul(weights, value), weights
+
+
+@dataclass(frozen=True)
+class _Kind:
+    layer: type
+    mixin: type
+    # Attributes that make the layer stochastic when one of them is positive; also what the manifest reports.
+    levels: tuple[str, ...]
+    reported: tuple[str, ...] = ()
+    # Methods that the mixin replaces: a subclass that overrides one of them has a definition of its own.
+    defining: tuple[str, ...] = ("call",)
+
+
+_CELL_METHODS = ("call", "get_dropout_mask", "get_recurrent_dropout_mask")
+_ATTENTION_METHODS = ("_apply_scores",)
+
+
+@functools.cache
+def _kinds() -> tuple[_Kind, ...]:
+    # Keras exports no name for the cell of ConvLSTM1D, 2D and 3D.
+    conv_lstm_cell = type(keras.layers.ConvLSTM1D(1, 1).cell)
+    return (
+        *(
+            _Kind(layer, _DrawnSpatialDropout, ("rate",), (), ("call", "_get_noise_shape"))
+            for layer in (keras.layers.SpatialDropout1D, keras.layers.SpatialDropout2D, keras.layers.SpatialDropout3D)
+        ),
+        _Kind(keras.layers.Dropout, _DrawnDropout, ("rate",), ("noise_shape",)),
+        _Kind(keras.layers.AlphaDropout, _DrawnAlphaDropout, ("rate",), ("noise_shape",)),
+        _Kind(keras.layers.GaussianDropout, _DrawnGaussianDropout, ("rate",)),
+        _Kind(keras.layers.GaussianNoise, _DrawnGaussianNoise, ("stddev",)),
+        *(
+            _Kind(layer, _DrawnCell, ("dropout", "recurrent_dropout"), (), _CELL_METHODS)
+            for layer in (
+                keras.layers.LSTMCell,
+                keras.layers.GRUCell,
+                keras.layers.SimpleRNNCell,
+                conv_lstm_cell,
+            )
+        ),
+        _Kind(keras.layers.AdditiveAttention, _DrawnAttention, ("dropout",), (), _ATTENTION_METHODS),
+        _Kind(keras.layers.Attention, _DrawnAttention, ("dropout",), (), _ATTENTION_METHODS),
+    )
+
+
+def _children(layer: keras.Layer) -> list[keras.Layer]:
+    if isinstance(layer, keras.Sequential | keras.Model) and layer.layers:
+        return list(layer.layers)
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def _stable_name(child: keras.Layer, parent: keras.Layer) -> str:
+    """The layer's name; without Keras's process-wide counter where it is a part that its parent made for itself."""
+    made = type(child).__name__.lower()
+    if not isinstance(parent, keras.Model) and re.fullmatch(rf"{made}_\d+", child.name):
+        return made
+    return child.name
+
+
+def walk(model: keras.Layer) -> Iterator[tuple[str, keras.Layer]]:
+    """Every layer below `model` once, with its path of names; in an order that the architecture alone fixes."""
+    seen: set[int] = set()
+
+    def below(layer: keras.Layer, path: str) -> Iterator[tuple[str, keras.Layer]]:
+        for child in _children(layer):
+            if id(child) in seen:
+                continue
+            seen.add(id(child))
+            name = _stable_name(child, layer)
+            child_path = f"{path}/{name}" if path else name
+            yield child_path, child
+            yield from below(child, child_path)
+
+    return below(model, "")
+
+
+def _kind_of(layer: keras.Layer, path: str) -> _Kind | None:
+    for kind in _kinds():
+        if isinstance(layer, kind.layer):
+            own = [name for name in kind.defining if getattr(type(layer), name) is not getattr(kind.layer, name)]
+            if own:
+                raise ArtifactError(
+                    f"layer {path!r}: {type(layer).__name__} changes {kind.layer.__name__}'s {own[0]}(); "
+                    f"its randomness cannot be reproduced draw by draw: use {kind.layer.__name__} itself"
+                )
+            return kind
+    return None
+
+
+def _is_augmentation(layer: keras.Layer) -> bool:
+    # Random only in training mode, and never part of a served answer.
+    return type(layer).__module__.startswith("keras.") and ".preprocessing." in type(layer).__module__
+
+
+def _check_honourable(layer: keras.Layer, path: str) -> None:
+    if getattr(layer, "stateful", False):
+        raise ArtifactError(
+            f"layer {path!r}: {type(layer).__name__} is stateful; an answer would depend on earlier requests: "
+            "build it with stateful=False"
+        )
+    owns_seed = any(isinstance(value, keras.random.SeedGenerator) for value in vars(layer).values())
+    if owns_seed:
+        raise ArtifactError(
+            f"layer {path!r}: {type(layer).__name__} is stochastic (it owns a seed generator) but of no kind that is "
+            "known; its draws could not be reproduced: use Keras's own stochastic layers"
+        )
+
+
+def attach(model: keras.Model) -> list[StochasticLayer]:
+    """Turn the active stochastic layers of `model` into drawn layers, in place; return their description.
+
+    `model` must be a private copy. Raises ArtifactError naming the first layer that cannot be honoured, or when no
+    layer is active: such a model has no uncertainty to report.
+    """
+    found: list[StochasticLayer] = []
+    idle: list[str] = []
+    for path, layer in walk(model):
+        if hasattr(layer, "use_cudnn"):
+            # The exported graph must run on any device, and one step at a time is where the masks apply.
+            layer.use_cudnn = False
+        if _is_augmentation(layer):
+            continue
+        kind = _kind_of(layer, path)
+        if kind is None:
+            _check_honourable(layer, path)
+            continue
+        levels = {name: float(getattr(layer, name) or 0.0) for name in kind.levels}
+        if not any(levels.values()):
+            idle.append(path)
+            continue
+        if kind.layer is not keras.layers.GaussianNoise and max(levels.values()) >= 1:
+            raise ArtifactError(
+                f"layer {path!r}: {type(layer).__name__} drops everything (rate 1); wanted a rate below 1"
+            )
+        index = len(found)
+        layer.draw_index = index
+        object.__setattr__(layer, "__class__", type(f"Drawn{type(layer).__name__}", (kind.mixin, type(layer)), {}))
+        settings = {
+            **levels,
+            **{name: getattr(layer, name) for name in kind.reported if getattr(layer, name) is not None},
+        }
+        found.append(StochasticLayer(index=index, path=path, kind=kind.layer.__name__, settings=settings))
+    if not found:
+        reason = f"all rates are 0 ({', '.join(idle)})" if idle else "no layer of the network is stochastic"
+        raise ArtifactError(
+            f"model {model.name!r}: {reason}; without an active dropout layer it has no uncertainty to report: "
+            "train it with dropout, or serve it with another tool"
+        )
+    return found
+
+
+def is_drawn(layer: Any) -> bool:
+    """Whether the layer itself draws noise."""
+    return isinstance(layer, _DrawnElementwise | _DrawnCell | _DrawnAttention)
+
+
+def is_elementwise(layer: Any) -> bool:
+    """Whether the layer is drawn and takes unfolded inputs."""
+    return isinstance(layer, _DrawnElementwise)
+
+
+def has_drawn(layer: Any) -> bool:
+    """Whether the layer, or a layer below it, draws noise."""
+    if not isinstance(layer, keras.Layer):
+        return False
+    return is_drawn(layer) or any(is_drawn(child) for _, child in walk(layer))

@@ -1,0 +1,147 @@
+"""The artifact's seal: any file missing, truncated or altered is refused by one line that names it."""
+
+import json
+import shutil
+
+import pytest
+
+from models.contract import (
+    HDF5_FILE,
+    KERAS_FILE,
+    MANIFEST_FILE,
+    SAVED_MODEL_FILE,
+    WARMUP_FILE,
+    ArtifactError,
+    Manifest,
+    check_name,
+    manifest_bytes,
+    model_names,
+    read_manifest,
+    verify,
+    versions,
+)
+
+FILES = [
+    SAVED_MODEL_FILE,
+    "variables/variables.index",
+    "variables/variables.data-00000-of-00001",
+    KERAS_FILE,
+    HDF5_FILE,
+    WARMUP_FILE,
+]
+
+
+@pytest.fixture
+def copy(tiny, tmp_path):
+    folder = tmp_path / "1"
+    shutil.copytree(tiny.folder, folder)
+    return folder
+
+
+def refusal(folder) -> str:
+    with pytest.raises(ArtifactError) as caught:
+        verify(folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_every_file_of_an_artifact_is_listed(tiny):
+    assert set(FILES) <= set(tiny.manifest.files)
+    on_disk = {path.relative_to(tiny.folder).as_posix() for path in tiny.folder.rglob("*") if path.is_file()}
+    assert on_disk == {*tiny.manifest.files, MANIFEST_FILE}
+    assert verify(tiny.folder) == tiny.manifest
+
+
+@pytest.mark.parametrize("name", [*FILES, MANIFEST_FILE])
+def test_a_missing_file_is_named(copy, name):
+    (copy / name).unlink()
+    assert str(copy / name) in refusal(copy)
+
+
+@pytest.mark.parametrize("name", [*FILES, MANIFEST_FILE])
+def test_a_truncated_file_is_named(copy, name):
+    content = (copy / name).read_bytes()
+    for length in (0, len(content) // 2, len(content) - 1):
+        (copy / name).write_bytes(content[:length])
+        assert str(copy / name) in refusal(copy)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_altered_file_is_named(copy, name):
+    content = (copy / name).read_bytes()
+    for position in (0, len(content) // 2, len(content) - 1):
+        (copy / name).write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        assert str(copy / name) in refusal(copy)
+    (copy / name).write_bytes(content + b"\n")
+    assert str(copy / name) in refusal(copy)
+
+
+def test_any_altered_byte_of_the_manifest_is_refused(copy):
+    path = copy / MANIFEST_FILE
+    content = path.read_bytes()
+    for position in [*range(0, len(content), 37), *range(len(content) - 90, len(content))]:
+        for bit in (1, 32):
+            path.write_bytes(content[:position] + bytes([content[position] ^ bit]) + content[position + 1 :])
+            assert str(path) in refusal(copy)
+    for altered in (content + b"\n", b" " + content, content.replace(b"\n", b"\r\n"), content.replace(b": ", b":")):
+        path.write_bytes(altered)
+        assert str(path) in refusal(copy)
+
+
+def test_a_manifest_that_is_a_folder_or_no_json_is_named(copy):
+    path = copy / MANIFEST_FILE
+    for content in (b"", b"null", b"[]", b"{}", b"\xff\xfe", b'{"format": 2}'):
+        path.write_bytes(content)
+        assert str(path) in refusal(copy)
+    path.unlink()
+    path.mkdir()
+    assert str(path) in refusal(copy)
+
+
+def test_a_sealed_manifest_of_another_format_is_refused(copy, tiny):
+    other = json.loads(manifest_bytes(tiny.manifest))
+    other["format"] = 2
+    (copy / MANIFEST_FILE).write_text(json.dumps(other))
+    assert "wanted a format 1 manifest" in refusal(copy)
+
+
+@pytest.mark.parametrize(
+    "path", ["../1/secret", "/etc/passwd", "variables/../../x", "..", "", "a//b", "./a", "a\\..\\b", MANIFEST_FILE]
+)
+def test_a_manifest_cannot_point_outside_its_artifact(copy, tiny, path):
+    """Even a rightly sealed one: else whoever can write a manifest could have any file of the machine examined."""
+    digest = next(iter(tiny.manifest.files.values()))
+    forged = Manifest.model_construct(**{**dict(tiny.manifest), "files": {path: digest}})
+    (copy / MANIFEST_FILE).write_bytes(manifest_bytes(forged))
+    message = refusal(copy)
+    assert str(copy / MANIFEST_FILE) in message
+    assert "does not lie inside the artifact" in message
+
+
+def test_a_manifest_survives_a_round_trip(tiny, tmp_path):
+    (tmp_path / MANIFEST_FILE).write_bytes(manifest_bytes(tiny.manifest))
+    assert read_manifest(tmp_path) == tiny.manifest
+
+
+@pytest.mark.parametrize("name", ["sonar", "a", "a" * 63, "0.9-b_c"])
+def test_names_that_are_allowed(name):
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "Sonar", "a" * 64, "../x", "a/b", ".a", "a.", "-a", "a b", "a\n", "ä", "a:1"])
+def test_names_that_are_refused(name):
+    with pytest.raises(ArtifactError, match="wanted 1 to 63 lower-case letters"):
+        check_name(name)
+
+
+def test_versions_are_whole_numbers_only(tmp_path):
+    assert versions(tmp_path / "nowhere", "net") == []
+    assert model_names(tmp_path / "nowhere") == []
+    for entry in ("1", "2", "10", ".publishing-abc", "latest", "3.1", "-4", "²"):
+        (tmp_path / "net" / entry).mkdir(parents=True)
+    (tmp_path / "net" / "5").write_text("a file")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "Wrong Name" / "1").mkdir(parents=True)
+    assert versions(tmp_path, "net") == [1, 2, 10]
+    assert model_names(tmp_path) == ["net"]

@@ -1,0 +1,512 @@
+"""`dropserve package`: any Keras file in, an artifact out; on bad input exit code 2, one line, nothing changed."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import dropserve
+from models.contract import verify
+from tests.models import networks
+from tests.models.artifacts import Artifact
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def table(*stack, units: int = 3, activation: Any = "softmax", **options) -> keras.Model:
+    """Four numbers in, the given layers, one dense output."""
+    shape = options.pop("input", keras.Input((4,), name="x"))
+    return keras.Sequential([shape, *stack, layers.Dense(units, activation=activation, name="answer")], **options)
+
+
+def plain() -> keras.Model:
+    return networks.scatter(table(layers.Dropout(0.5, name="drop")))
+
+
+def arrays(**changes) -> dict[str, Any]:
+    random = np.random.default_rng(0)
+    usual = {"x": random.normal(size=(20, 4)).astype(np.float32), "y": random.integers(0, 3, 20)}
+    return {name: array for name, array in {**usual, **changes}.items() if array is not None}
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A folder with good files: net.keras, net.h5, rows.npz, and a repository that holds one artifact."""
+    folder = tmp_path_factory.mktemp("desk")
+    model = plain()
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.save(folder / "net.keras")
+    model.save(folder / "net.h5")
+    np.savez(folder / "rows.npz", **arrays())
+    return folder
+
+
+@pytest.fixture
+def command(desk, monkeypatch, capfd):
+    """Runs `dropserve package`; gives exit code, standard output and standard error."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.chdir(desk)
+        monkeypatch.delenv("DROPSERVE_REPOSITORY", raising=False)
+        monkeypatch.setattr(sys, "argv", ["dropserve", "package", *map(str, arguments)])
+        capfd.readouterr()
+        code: object = 0
+        try:
+            dropserve.main()
+        except SystemExit as stop:
+            code = stop.code
+        output, error = capfd.readouterr()
+        assert code is None or isinstance(code, int)
+        return code or 0, output, error
+
+    return run
+
+
+# What goes through.
+
+
+@pytest.mark.parametrize("file", ["net.keras", "net.h5"])
+def test_a_saved_model_becomes_an_artifact(command, desk, file):
+    code, output, error = command(file, "--name", f"good-{file}", "--labels", "a, b,c", "--calibration", "rows.npz")
+    assert (code, error) == (0, "")
+    folder = desk / "artifacts" / f"good-{file}" / "1"
+    assert "artifacts" in output
+    assert "accuracy" in output
+    manifest = verify(folder)
+    assert manifest.outputs[0].labels == ["a", "b", "c"]
+    assert [layer.path for layer in manifest.stochastic_layers] == ["drop"]
+    rows = arrays()
+    assert manifest.examples == [[float(str(value)) for value in row] for row in rows["x"][:3]]
+    probabilities = keras.models.load_model(desk / file, compile=False).predict(rows["x"], verbose=0).astype(np.float64)
+    artifact = Artifact(folder)
+    found = artifact.answer("serving_default", rows["x"])["probabilities"]
+    np.testing.assert_allclose(found, probabilities, atol=1e-6)
+    figures = manifest.metrics["calibration"]
+    assert figures["accuracy"] == np.mean(probabilities.argmax(axis=1) == rows["y"])
+    assert figures["nll"] == pytest.approx(-np.log(probabilities[np.arange(20), rows["y"]]).mean(), abs=1e-6)
+    one_hot = np.eye(3)[rows["y"]]
+    assert figures["brier"] == pytest.approx(((probabilities - one_hot) ** 2).sum(axis=1).mean(), abs=1e-6)
+
+
+def test_defaults_and_json(command, desk):
+    code, output, error = command("net.keras", "--name", "json", "--num-samples", 7, "--seed", -5, "--json")
+    assert (code, error) == (0, "")
+    document = json.loads(output)
+    manifest = verify(desk / document["folder"])
+    assert (document["name"], document["version"], document["bento_tag"]) == ("json", 1, "json:1")
+    assert (manifest.num_samples, manifest.seed) == (7, -5)
+    assert verify(Path(os.environ["BENTOML_HOME"], "models", "json", "1")) == manifest
+
+
+def test_as_a_real_process(desk, tmp_path):
+    root = Path(dropserve.__file__).parent
+    command = [sys.executable, str(root / "dropserve.py"), "package", "--name", "real", "--repository", str(tmp_path)]
+    good = subprocess.run([*command, str(desk / "net.h5")], capture_output=True, text=True, check=False)
+    assert (good.returncode, good.stderr) == (0, "")
+    verify(tmp_path / "real" / "1")
+    bad = subprocess.run([*command, str(desk / "none.h5")], capture_output=True, text=True, check=False)
+    assert bad.returncode == 2
+    assert bad.stderr.count("\n") == 1
+    assert "none.h5: not found" in bad.stderr
+
+
+def artifact_of(model: keras.Model, desk: Path, command, name: str, *arguments) -> Artifact:
+    model.save(desk / f"{name}.keras")
+    code, _, error = command(f"{name}.keras", "--name", name, *arguments)
+    assert (code, error) == (0, "")
+    return Artifact(desk / "artifacts" / name / "1")
+
+
+def test_logits_are_told_from_probabilities_by_the_loss(command, desk):
+    model = networks.scatter(table(layers.Dropout(0.5), activation=None))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x = arrays()["x"]
+    found = artifact_of(model, desk, command, "logits").answer("serving_default", x)["probabilities"]
+    logits = model.predict(x, verbose=0)
+    np.testing.assert_allclose(found, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), atol=1e-6)
+
+
+def test_a_loss_and_a_metric_of_ones_own_do_not_stand_in_the_way(command, desk):
+    def own(truth, answer):
+        return keras.ops.mean(truth - answer)
+
+    model = table(layers.Dropout(0.5), units=1, activation=None)
+    model.compile("sgd", loss=own, metrics=[own])
+    assert artifact_of(model, desk, command, "own-loss").manifest.outputs[0].task == "regression"
+    model = table(layers.Dropout(0.5), activation=None)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=[own])
+    assert artifact_of(model, desk, command, "own-metric").manifest.outputs[0].task == "classification"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"y": np.eye(3)[arrays()["y"]]},
+        {"y": arrays()["y"][:, None].astype(np.float32)},
+        {"y": np.array(["a", "b", "c"])[arrays()["y"]]},
+        {"x": arrays()["x"].astype(np.float64)},
+    ],
+    ids=["one-hot", "column of floats", "labels", "float64"],
+)
+def test_targets_in_the_forms_that_keras_users_have(command, desk, change):
+    np.savez(desk / "forms.npz", **arrays(**change))
+    code, output, error = command(
+        *("net.keras", "--name", "forms", "--labels", "a,b,c", "--calibration", "forms.npz", "--json")
+    )
+    assert (code, error) == (0, "")
+    np.savez(desk / "usual.npz", **arrays())
+    usual = command(*("net.keras", "--name", "forms", "--calibration", "usual.npz", "--json"))[1]
+    assert json.loads(output)["metrics"] == json.loads(usual)["metrics"]
+
+
+def test_several_inputs_and_outputs(command, desk):
+    left, word = keras.Input((3,), name="left"), keras.Input((), name="word", dtype="string")
+    looked_up = layers.StringLookup(vocabulary=["red", "green"], output_mode="one_hot")(word)
+    x = layers.Dropout(0.4)(layers.Concatenate()([left, looked_up]))
+    model = keras.Model(
+        {"left": left, "word": word},
+        {"kind": layers.Dense(2, activation="softmax")(x), "size": layers.Dense(1)(x)},
+    )
+    rows: dict[str, Any] = {
+        "left": np.arange(12, dtype=np.float32).reshape(4, 3),
+        "word": np.array(["red", "green", "blue", "red"]),
+        "y_kind": np.array([0, 1, 0, 1]),
+        "y_size": np.array([0.5, 1.0, 2.0, 3.0]),
+    }
+    np.savez(desk / "several.npz", **rows)
+    artifact = artifact_of(model, desk, command, "several", "--labels", "a,b", "--calibration", "several.npz")
+    manifest = artifact.manifest
+    assert [(output.name, output.task, output.labels) for output in manifest.outputs] == [
+        ("kind", "classification", ["a", "b"]),
+        ("size", "regression", None),
+    ]
+    assert manifest.examples[1] == {"left": [3.0, 4.0, 5.0], "word": "green"}
+    given = {"left": rows["left"], "word": rows["word"]}
+    answer = artifact.answer("serving_default", given)
+    figures = manifest.metrics["calibration"]
+    assert figures["kind_accuracy"] == np.mean(answer["kind_probabilities"].argmax(axis=1) == rows["y_kind"])
+    error = answer["size_mean"].astype(np.float64) - rows["y_size"]
+    assert figures["size_rmse"] == pytest.approx(np.sqrt(np.mean(error**2)))
+    assert figures["size_mae"] == pytest.approx(np.abs(error).mean())
+
+
+# What is refused: files.
+
+
+def no_zip(folder):
+    (folder / "bad.keras").write_text("not a model")
+
+
+def truncated(folder):
+    content = (folder / "net.keras").read_bytes()
+    (folder / "bad.keras").write_bytes(content[: len(content) // 2])
+
+
+def flipped(folder):
+    content = bytearray((folder / "net.keras").read_bytes())
+    position = content.index(b"\x89HDF") + 600
+    content[position] ^= 1
+    (folder / "bad.keras").write_bytes(content)
+
+
+def no_configuration(folder):
+    with zipfile.ZipFile(folder / "bad.keras", "w") as archive:
+        archive.writestr("metadata.json", "{}")
+
+
+def broken_configuration(folder):
+    with zipfile.ZipFile(folder / "bad.keras", "w") as archive:
+        archive.writestr("config.json", "{")
+
+
+def hdf5_called_keras(folder):
+    (folder / "bad.keras").write_bytes((folder / "net.h5").read_bytes())
+
+
+def truncated_hdf5(folder):
+    content = (folder / "net.h5").read_bytes()
+    (folder / "bad.h5").write_bytes(content[: len(content) // 2])
+
+
+def keras_called_hdf5(folder):
+    (folder / "bad.h5").write_bytes((folder / "net.keras").read_bytes())
+
+
+def weights_only(folder):
+    plain().save_weights(folder / "bad.weights.h5")
+
+
+def empty(folder):
+    (folder / "bad.keras").write_bytes(b"")
+
+
+def a_folder(folder):
+    (folder / "bad").mkdir(exist_ok=True)
+
+
+def a_text(folder):
+    (folder / "bad.txt").write_text("x")
+
+
+@pytest.mark.parametrize(
+    ("make", "file", "reason"),
+    [
+        (None, "nowhere.keras", "not found"),
+        (no_zip, "bad.keras", "not an intact Keras file"),
+        (empty, "bad.keras", "not an intact Keras file"),
+        (truncated, "bad.keras", "not an intact Keras file"),
+        (flipped, "bad.keras", "not an intact Keras file"),
+        (no_configuration, "bad.keras", "config.json"),
+        (broken_configuration, "bad.keras", "not an intact Keras file"),
+        (hdf5_called_keras, "bad.keras", "not an intact Keras file"),
+        (truncated_hdf5, "bad.h5", "not an intact Keras file"),
+        (keras_called_hdf5, "bad.h5", "not an intact Keras file"),
+        (weights_only, "bad.weights.h5", "weights alone are no model"),
+        (a_folder, "bad", "is a folder"),
+        (a_text, "bad.txt", "ends in .txt"),
+    ],
+)
+def test_what_is_no_keras_file_is_refused(command, desk, make, file, reason):
+    if make is not None:
+        make(desk)
+    refused(command, desk, file, "--name", "bad", reason=f"{file}: .*{reason}")
+
+
+def refused(command, desk: Path, *arguments, reason: str) -> None:
+    """Exit code 2, one line that says why, and neither the repository nor BentoML's store has changed."""
+    store = Path(os.environ["BENTOML_HOME"])
+    artifacts = desk / "artifacts"
+    before = artifacts.exists(), tree(artifacts), tree(store / "models")
+    code, output, error = command(*arguments)
+    assert code == 2
+    assert output == ""
+    assert error.count("\n") == 1, error
+    assert error.startswith("error: ")
+    assert re.search(reason, error), error
+    assert (artifacts.exists(), tree(artifacts), tree(store / "models")) == before
+    assert not artifacts.exists() or not list(artifacts.rglob(".publishing-*"))
+
+
+# What is refused: networks.
+
+
+@keras.saving.register_keras_serializable(package="strange")
+class Strange(layers.Layer):
+    def call(self, inputs):
+        return inputs
+
+
+class StrangeDropout(layers.Dropout):
+    def call(self, inputs, training=False):
+        return inputs
+
+
+class StrangeModel(keras.Model):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.drop, self.dense = layers.Dropout(0.5), layers.Dense(1)
+
+    def call(self, inputs, training=False):
+        return self.dense(self.drop(inputs, training=training))
+
+
+def strange_activation(x):
+    return x
+
+
+def subclassed() -> keras.Model:
+    model = StrangeModel()
+    model(np.zeros((1, 4)))
+    return model
+
+
+def fixed_batch() -> keras.Model:
+    return table(layers.Dropout(0.5), input=keras.Input((4,), batch_size=2, name="x"))
+
+
+def two_outputs() -> keras.Model:
+    x = inputs = keras.Input((4,), name="x")
+    certain = layers.Dense(1, name="certain")(x)
+    return keras.Model(inputs, [certain, layers.Dense(1, name="unsure")(layers.Dropout(0.5)(x))])
+
+
+def stateful() -> keras.Model:
+    return keras.Sequential(
+        [keras.Input((5, 2), batch_size=1), layers.LSTM(2, stateful=True, dropout=0.5, name="memory"), layers.Dense(1)]
+    )
+
+
+NETWORKS = {
+    "Lambda": (
+        lambda: table(layers.Dropout(0.5), layers.Lambda(lambda x: x * 2, name="double")),
+        "'double' is a Lambda",
+    ),
+    "nested Lambda": (
+        lambda: table(layers.Dropout(0.5), keras.Sequential([layers.Lambda(lambda x: x, name="inner")])),
+        "'inner' is a Lambda",
+    ),
+    "custom layer": (
+        lambda: table(layers.Dropout(0.5), Strange(name="odd")),
+        "layer 'odd' is of the class strange>Strange",
+    ),
+    "custom dropout": (lambda: table(StrangeDropout(0.5, name="odd")), "layer 'odd' is of the class .*StrangeDropout"),
+    "custom activation": (lambda: table(layers.Dropout(0.5), activation=strange_activation), "strange_activation"),
+    "nothing stochastic": (table, "no layer of the network is stochastic"),
+    "all rates 0": (lambda: table(layers.Dropout(0.0, name="off")), r"all rates are 0 \(off\)"),
+    "rate 1": (lambda: table(layers.Dropout(1.0, name="all")), "'all': Dropout drops everything"),
+    "stateful": (stateful, "'memory': LSTM is stateful|batch size is fixed"),
+    "fixed batch": (fixed_batch, "input 'x': its batch size is fixed"),
+    "certain output": (two_outputs, "output 'certain': no active stochastic layer"),
+    "several yes-or-no answers": (
+        lambda: table(layers.Dropout(0.5), units=4, activation="sigmoid"),
+        "4 separate yes-or-no answers",
+    ),
+    "softmax of one unit": (lambda: table(layers.Dropout(0.5), units=1), "softmax over one unit is always 1"),
+    "name of an argument": (
+        lambda: table(layers.Dropout(0.5), input=keras.Input((4,), name="seed")),
+        "input 'seed': the name is an argument",
+    ),
+    "sparse input": (
+        lambda: table(layers.Dropout(0.5), input=keras.Input((4,), sparse=True, name="x")),
+        "input 'x': sparse",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NETWORKS)
+def test_a_network_that_cannot_be_honoured_is_refused_by_name(command, desk, case, monkeypatch):
+    build, reason = NETWORKS[case]
+    build().save(desk / "odd.keras")
+    # As in any other process: nobody has registered the class there.
+    monkeypatch.delitem(keras.saving.get_custom_objects(), "strange>Strange")
+    refused(command, desk, "odd.keras", "--name", "odd", reason=reason)
+
+
+@pytest.mark.parametrize("case", ["Lambda", "nested Lambda", "custom layer", "custom dropout", "nothing stochastic"])
+def test_the_same_from_hdf5(command, desk, case, monkeypatch):
+    build, reason = NETWORKS[case]
+    build().save(desk / "odd.h5")
+    monkeypatch.delitem(keras.saving.get_custom_objects(), "strange>Strange")
+    refused(command, desk, "odd.h5", "--name", "odd", reason=reason)
+
+
+def test_a_subclassed_model_that_is_not_registered_is_refused_by_name(command, desk):
+    subclassed().save(desk / "odd.keras")
+    refused(command, desk, "odd.keras", "--name", "odd", reason="is of the class .*StrangeModel")
+
+
+def test_code_in_a_file_is_never_run(command, desk):
+    """A configuration that names a function of another module: as a layer, as a loss, as an argument."""
+    victim = desk / "was-here"
+    call = {"module": "os", "class_name": "function", "config": "mkdir", "registered_name": "mkdir"}
+    with zipfile.ZipFile(desk / "net.keras") as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    for place in ("layer", "loss", "argument"):
+        document = json.loads(files["config.json"])
+        if place == "layer":
+            document["config"]["layers"][1] = {**call, "config": {"path": str(victim)}, "class_name": "mkdir"}
+        elif place == "loss":
+            document["compile_config"]["loss"] = {**call, "class_name": "mkdir", "config": {"path": str(victim)}}
+        else:
+            document["config"]["layers"][2]["config"]["activation"] = call
+        with zipfile.ZipFile(desk / "evil.keras", "w") as archive:
+            for name, content in {**files, "config.json": json.dumps(document).encode()}.items():
+                archive.writestr(name, content)
+        if place == "loss":
+            assert command("evil.keras", "--name", "evil")[0] == 0
+        else:
+            refused(command, desk, "evil.keras", "--name", "evil", reason="mkdir")
+        assert not victim.exists()
+
+
+# What is refused: options and rows.
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--labels", "a,b"], "2 labels given .a, b., 3 wanted"),
+        (["--labels", "a,b,c,d"], "4 labels given"),
+        (["--labels", "a,b,a"], "a label is given twice"),
+        (["--labels", "a,,b"], "an empty label"),
+        (["--labels", "a,b,c", "--task", "regression"], "a regression has none"),
+        (["--task", "clustering"], "clustering"),
+        (["--name", "Not Allowed"], "model name 'Not Allowed'"),
+        (["--name", "../up"], "model name"),
+        (["--num-samples", "1"], "num-samples"),
+        (["--num-samples", "many"], "num-samples"),
+        (["--seed", str(2**63)], "seed"),
+        (["--calibration", "none.npz"], "none.npz: not found"),
+        (["--repository", "net.keras"], "net.keras"),
+        (["--unknown", "1"], "--unknown"),
+    ],
+)
+def test_wrong_options_are_refused(command, desk, options, reason):
+    refused(command, desk, "net.keras", "--name", "bad", *options, reason=reason)
+
+
+def test_a_name_is_wanted(command, desk):
+    refused(command, desk, "net.keras", reason="--name")
+
+
+X, Y = arrays()["x"], arrays()["y"]
+
+
+def with_value(array, row, value):
+    changed = array.astype(np.float64)
+    changed[row] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (arrays(y=None), "holds the arrays 'x'; 'x', 'y' wanted"),
+        (arrays(x=None), "holds the arrays 'y'; 'x', 'y' wanted"),
+        (arrays(z=X), "holds the arrays 'x', 'y', 'z'"),
+        (arrays(x=X[:, :3]), r"x: shape \(20, 3\) found, \(rows, 4\) wanted"),
+        (arrays(x=X[:, :, None]), r"x: shape \(20, 4, 1\) found"),
+        (arrays(x=X[0]), "as many rows in each wanted"),
+        (arrays(x=X[:10]), r"x \(10, 4\), y \(20,\); as many rows in each wanted"),
+        (arrays(x=X[:0], y=Y[:0]), "at least 1"),
+        (arrays(x=np.float32(1)), "as many rows in each wanted"),
+        (arrays(x=with_value(X, (7, 2), np.nan)), "x: NaN or infinity found in row 7"),
+        (arrays(x=with_value(X, (3, 0), -np.inf)), "x: NaN or infinity found in row 3"),
+        (arrays(x=X.astype(str)), "x: type <U.* found, float32 wanted"),
+        (arrays(x=X.astype(np.complex64)), "x: type complex64 found"),
+        (arrays(x=X.astype(object)), "cannot be read .*Object arrays cannot be loaded"),
+        (arrays(y=Y + 1), "y: 3 found in row .*, whole numbers from 0 to 2 wanted"),
+        (arrays(y=Y - 1), "y: -1 found in row"),
+        (arrays(y=Y + 0.5), "found in row 0, whole numbers"),
+        (arrays(y=with_value(Y, 4, np.nan)), "y: NaN or infinity found in row 4"),
+        (arrays(y=np.zeros((20, 2))), r"y: shape \(20, 2\) found, \(20\) wanted"),
+        (arrays(y=np.full((20, 3), 0.5)), "not one-hot"),
+        (arrays(y=np.array(["d"] * 20)), "y: label 'd' found, one of 0, 1, 2 wanted"),
+        (arrays(y=Y.astype(np.complex64)), "y: type complex64 found"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(command, desk, change, reason):
+    np.savez(desk / "wrong.npz", **change)
+    refused(command, desk, "net.keras", "--name", "bad", "--calibration", "wrong.npz", reason=f"wrong.npz: .*{reason}")
+
+
+def test_a_file_that_holds_no_named_arrays_is_refused(command, desk):
+    options = ("net.keras", "--name", "bad", "--calibration", "wrong.npz")
+    buffer = io.BytesIO()
+    np.save(buffer, X)
+    good = (desk / "rows.npz").read_bytes()
+    for content in (b"", b"text", buffer.getvalue(), good[: len(good) // 2], good[:-1]):
+        (desk / "wrong.npz").write_bytes(content)
+        refused(command, desk, *options, reason="wrong.npz: .*wanted what numpy.savez wrote")
