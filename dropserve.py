@@ -1,0 +1,282 @@
+"""The command `dropserve`. The folders are imported inside each command: `--help` waits for no TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from models import contract
+from training.errors import InputError
+
+app = typer.Typer(
+    name="dropserve",
+    help="Keras models that say when they are guessing: train with dropout, export once, serve MC dropout uncertainty.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RECIPE = "default: the recipe of DATA"
+Repository = Annotated[
+    Path,
+    typer.Option("--repository", metavar="DIR", envvar="DROPSERVE_REPOSITORY", help="The model repository."),
+]
+NumSamples = Annotated[
+    int,
+    typer.Option(
+        metavar="T",
+        min=contract.MIN_NUM_SAMPLES,
+        max=contract.MAX_NUM_SAMPLES,
+        help="Draws of an answer, where whoever asks names no number.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and no progress.")]
+
+
+@contextlib.contextmanager
+def quiet_start() -> Iterator[None]:
+    """Import TensorFlow within: its notes on CPU features, missing GPUs and old formats are no news here.
+
+    Its C++ side writes some of them to file descriptor 2 whatever the log level.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    terminal = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def print_version(asked: bool) -> None:
+    if asked:
+        print(f"dropserve {version('dropserve')}")
+        raise typer.Exit
+
+
+@app.callback()
+def dropserve(
+    show_version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="sonar, breast_cancer, wine, digits or diabetes.")],
+    target: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The column to predict; default: DATA's own.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the model; default: DATA.")] = None,
+    visible_dropout: Annotated[
+        float | None, typer.Option(metavar="R", help=f"Share of the inputs to drop, 0 <= R < 1; {RECIPE}.")
+    ] = None,
+    hidden_dropout: Annotated[
+        float | None, typer.Option(metavar="R", help=f"Share of the hidden units to drop, 0 <= R < 1; {RECIPE}.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help=f"Passes over the training rows; {RECIPE}.")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Same seed, same weights.")] = 0,
+    num_samples: NumSamples = contract.DEFAULT_NUM_SAMPLES,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Set the nets without dropout, and with it in one place only, beside it.")
+    ] = False,
+    repository: Repository = Path("artifacts"),
+    as_json: Json = False,
+) -> None:
+    """Train a network with dropout on DATA and publish it, with its MC dropout variant, as the next version of NAME."""
+    from training.plan import plan
+    from training.progress import Reporter
+
+    request = plan(
+        data,
+        target=target,
+        name=name,
+        visible_dropout=visible_dropout,
+        hidden_dropout=hidden_dropout,
+        epochs=epochs,
+        seed=seed,
+        num_samples=num_samples,
+        compare=compare,
+        repository=repository,
+    )
+    with quiet_start():
+        from training import pipeline, summary
+
+    published = pipeline.train(request, Reporter(quiet=as_json))
+    if as_json:
+        print(json.dumps(summary.document(published), indent=2))
+    else:
+        print(summary.sentences(published))
+        Console().print(summary.table(published))
+
+
+@app.command()
+def package(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A file that Keras saved: .keras or .h5.")],
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the model.")],
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="DATA.npz", help="Held-out rows: `x`, or one array per input name, and `y`."),
+    ] = None,
+    labels: Annotated[str | None, typer.Option(metavar="A,B,...", help="The classes, in the output's order.")] = None,
+    task: Annotated[
+        contract.Task | None, typer.Option(help="What the outputs are.", show_default="seen in them")
+    ] = None,
+    num_samples: NumSamples = contract.DEFAULT_NUM_SAMPLES,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=-(2**63), max=2**63 - 1, help="Of the draws, where whoever asks names none.")
+    ] = contract.DEFAULT_SEED,
+    masks: Annotated[
+        contract.Masks, typer.Option(help="Of the default answer: balanced ones have half the Monte Carlo variance.")
+    ] = "independent",
+    precision: Annotated[
+        contract.Precision, typer.Option(help="Of the draws: bfloat16 is faster where products dominate, to 3 digits.")
+    ] = "float32",
+    repository: Repository = Path("artifacts"),
+    as_json: Json = False,
+) -> None:
+    """Publish a trained Keras model, with its MC dropout variant, as the next version of NAME."""
+    with quiet_start():
+        from models import bento_store
+        from models.package import package as publish_file
+
+    classes = [label.strip() for label in labels.split(",")] if labels is not None else None
+    with Console(stderr=True).status(f"packaging {model.name}"):
+        folder = publish_file(
+            model,
+            name=name,
+            repository=repository,
+            calibration=calibration,
+            task=task,
+            labels=classes,
+            num_samples=num_samples,
+            seed=seed,
+            masks=masks,
+            precision=precision,
+        )
+        tag = bento_store.import_artifact(folder)
+    manifest = contract.read_manifest(folder)
+    if as_json:
+        shown = {"name", "version", "inputs", "outputs", "stochastic_layers", "num_samples", "seed", "metrics"}
+        document = manifest.model_dump(mode="json", include=shown) | {"folder": str(folder), "bento_tag": tag}
+        print(json.dumps(document, indent=2))
+    else:
+        print(f"Published {manifest.name} {manifest.version} in {folder}, and in BentoML's store as {tag}.")
+        for metric, value in manifest.metrics.get("calibration", {}).items():
+            print(f"  {metric} {value:.3g} on the calibration rows, dropout off")
+
+
+@app.command()
+def models(repository: Repository = Path("artifacts"), as_json: Json = False) -> None:
+    """List what is in the repository, and whether its files are as they were published."""
+    from training import inventory
+
+    items = inventory.read(repository)
+    if as_json:
+        print(json.dumps([inventory.document(item) for item in items], indent=2))
+    elif items:
+        Console().print(inventory.table(items))
+    else:
+        print(f"no models in {repository}: `dropserve train sonar` makes one")
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            envvar="DROPSERVE_MODEL",
+            help="The model of /predict and /uncertainty.",
+            show_default="the only one",
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="Where HTTP is answered.")] = 3000,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "0.0.0.0",
+    repository: Repository = Path("artifacts"),
+) -> None:
+    """Serve a model: `bentoml serve`, set up. All other settings are environment variables (DROPSERVE_...)."""
+    from serving.errors import StartError
+    from serving.launch import launch
+
+    try:
+        launch(repository=repository, model=model, host=host, port=port)
+    except StartError as error:
+        raise InputError(str(error)) from error
+
+
+@app.command()
+def loadtest(
+    host: Annotated[str, typer.Option(metavar="URL", help="The server.")] = "http://127.0.0.1:3000",
+    profile: Annotated[str, typer.Option(metavar="NAME", help="How much traffic, for how long: smoke.")] = "smoke",
+    users: Annotated[
+        int | None, typer.Option(metavar="N", min=2, help="Concurrent users.", show_default="the profile's")
+    ] = None,
+    spawn_rate: Annotated[
+        float | None, typer.Option(metavar="R", min=0.01, help="New users a second.", show_default="the profile's")
+    ] = None,
+    run_time: Annotated[
+        str | None, typer.Option(metavar="TIME", help="As 20s, 5m, 1h.", show_default="the profile's")
+    ] = None,
+    rows: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="CSV or JSON file of rows to send.",
+            show_default="Sonar's where they fit the model, else the server's own examples",
+        ),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The CSV file's column that is not a feature.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put load on a running server, check every answer, and end with exit code 1 where one was wrong."""
+    from loadtest import verdict
+    from loadtest.errors import LoadTestError
+    from loadtest.profile import choose
+
+    try:
+        traffic = choose(profile, users=users, spawn_rate=spawn_rate, run_time=run_time)
+        with Console(stderr=True).status(f"{traffic.users} users on {host} for {traffic.run_time}"):
+            result = verdict.measure(host.rstrip("/"), traffic, rows, target)
+    except LoadTestError as error:
+        raise InputError(str(error)) from error
+    if as_json:
+        print(json.dumps(result.document(), indent=2))
+    else:
+        Console().print(result.table())
+    raise typer.Exit(0 if result.passed else 1)
+
+
+def main() -> NoReturn:
+    """Run the command line: bad input ends with exit code 2 and one line on standard error."""
+    try:
+        # Not standalone: Typer would print usage and hints around its error.
+        sys.exit(app(args=sys.argv[1:] or ["--help"], standalone_mode=False))
+    except (InputError, contract.ArtifactError) as error:
+        message = str(error)
+    except typer.TyperException as error:
+        message = error.format_message()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

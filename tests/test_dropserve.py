@@ -1,0 +1,165 @@
+"""The command line as a user meets it: real processes, their exit codes, what they print and what they leave behind."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from models import contract
+
+ROOT = Path(__file__).parents[1]
+COMMAND = [sys.executable, str(ROOT / "dropserve.py")]
+
+
+def dropserve(*arguments, cwd, **environment):
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        check=False,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder in which `dropserve train sonar` has run, and what it printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    result = dropserve("train", "sonar", "--epochs", 2, "--json", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder, json.loads(result.stdout)
+
+
+def test_train_publishes_into_artifacts_and_into_bentomls_store(trained):
+    folder, document = trained
+    assert document["folder"] == "artifacts/sonar/1"
+    manifest = contract.verify(folder / document["folder"])
+    assert document["metrics"] == manifest.metrics
+    assert document["training"]["epochs"] == 2
+    stored = Path(os.environ["BENTOML_HOME"], "models", *document["bento_tag"].split(":"))
+    assert contract.verify(stored) == manifest
+
+
+def test_models_lists_what_train_published(trained):
+    folder, _ = trained
+    [entry] = json.loads(dropserve("models", "--json", cwd=folder).stdout)
+    assert (entry["name"], entry["version"], entry["verified"]) == ("sonar", 1, True)
+    text = dropserve("models", cwd=folder).stdout
+    assert "sonar 1" in text
+    assert "verified" in text
+
+
+def test_repository_is_taken_from_the_option_then_from_the_environment(trained, tmp_path):
+    folder, _ = trained
+    repository = str(folder / "artifacts")
+    for result in (
+        dropserve("models", "--json", "--repository", repository, cwd=tmp_path, DROPSERVE_REPOSITORY="elsewhere"),
+        dropserve("models", "--json", cwd=tmp_path, DROPSERVE_REPOSITORY=repository),
+    ):
+        assert len(json.loads(result.stdout)) == 1
+    assert json.loads(dropserve("models", "--json", cwd=tmp_path).stdout) == []
+    assert "no models in artifacts" in dropserve("models", cwd=tmp_path).stdout
+
+
+# What is asked, and what the one line on standard error must name.
+BAD_INPUT = {
+    "unknown data set": (["sonr"], ["'sonr'", "wanted one of sonar"]),
+    "empty data set name": ([""], ["''"]),
+    "a file": (["rows.csv"], ["'rows.csv'", "cannot be read yet"]),
+    "no data set": ([], ["DATA"]),
+    "two data sets": (["sonar", "wine"], ["wine"]),
+    "visible rate above the range": (["sonar", "--visible-dropout", "1.5"], ["visible", "1.5", "wanted"]),
+    "hidden rate of 1": (["sonar", "--hidden-dropout", "1"], ["hidden", "1.0", "wanted"]),
+    "negative rate": (["sonar", "--hidden-dropout", "-0.1"], ["hidden", "-0.1", "wanted"]),
+    "rate that is no number": (["sonar", "--visible-dropout", "abc"], ["--visible-dropout", "number"]),
+    "rate of nan": (["sonar", "--visible-dropout", "nan"], ["visible", "nan", "wanted"]),
+    "nothing stochastic": (["sonar", "--visible-dropout", "0", "--hidden-dropout", "0"], ["sonar", "above 0"]),
+    "negative epochs": (["sonar", "--epochs", "-3"], ["--epochs"]),
+    "no epochs": (["sonar", "--epochs", "0"], ["--epochs"]),
+    "half an epoch": (["sonar", "--epochs", "1.5"], ["--epochs"]),
+    "one draw": (["sonar", "--num-samples", "1"], ["--num-samples"]),
+    "negative seed": (["sonar", "--seed", "-1"], ["--seed"]),
+    "seed out of range": (["sonar", "--seed", str(2**32)], ["--seed"]),
+    "name with a slash": (["sonar", "--name", "a/b"], ["'a/b'", "wanted"]),
+    "name of two lines": (["sonar", "--name", "a\nb"], ["wanted"]),
+    "name that leaves the repository": (["sonar", "--name", "../x"], ["'../x'", "wanted"]),
+    "target of another data set": (["sonar", "--target", "price"], ["'price'", "'object'"]),
+    "repository under a file": (["sonar", "--repository", "file/below"], ["file", "not a folder"]),
+    "model folder that is a file": (["sonar", "--name", "taken", "--repository", "."], ["taken", "not a folder"]),
+    "unknown option": (["sonar", "--fast"], ["--fast"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "named"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
+def test_bad_input_to_train_is_one_line_and_exit_code_2_and_leaves_nothing(arguments, named, tmp_path):
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "taken").write_text("kept")
+    before = contents(tmp_path)
+    result = dropserve("train", *arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    [line] = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    for word in named:
+        assert word in line
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["--nonsense"], ["models", "extra"]])
+def test_bad_command_is_one_line_and_exit_code_2(arguments, tmp_path):
+    result = dropserve(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    [line] = result.stderr.splitlines()
+    assert line.startswith("error: ")
+
+
+def test_help_is_everywhere(tmp_path):
+    overview = dropserve(cwd=tmp_path)
+    assert overview.returncode == 0
+    assert overview.stdout == dropserve("--help", cwd=tmp_path).stdout
+    for command in ("train", "models"):
+        assert command in overview.stdout
+        result = dropserve(command, "--help", cwd=tmp_path)
+        assert result.returncode == 0
+        assert "--repository" in result.stdout
+        assert "--json" in result.stdout
+
+
+def test_version_is_the_projects(tmp_path):
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert dropserve("--version", cwd=tmp_path).stdout == f"dropserve {wanted}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["models", "--json"], ["train", "sonr"]])
+def test_quick_commands_load_no_machine_learning_library(arguments, tmp_path):
+    code = """
+import sys
+import dropserve
+sys.argv = ["dropserve", *sys.argv[1:]]
+try:
+    dropserve.main()
+except SystemExit:
+    pass
+print("LOADED", sorted({"tensorflow", "keras", "bentoml", "sklearn"} & set(sys.modules)))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        check=True,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.splitlines()[-1] == "LOADED []"

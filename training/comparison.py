@@ -1,0 +1,67 @@
+"""The same net with dropout in other places, judged on the same rows: what dropout buys here, and what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from training.datasets import Dataset
+from training.evaluation import evaluate
+from training.fit import fit
+from training.progress import Reporter
+from training.recipes import Recipe, recipe
+from training.splits import Split
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One network, fitted."""
+
+    name: str
+    recipe: Recipe
+    model: keras.Model
+    # Mean training loss of the last epoch, dropout on.
+    loss: float
+    # On the test rows, dropout off.
+    metrics: dict[str, float]
+
+    def summary(self) -> dict[str, Any]:
+        rates = {"visible_dropout": self.recipe.visible_dropout, "hidden_dropout": self.recipe.hidden_dropout}
+        return {"name": self.name, **rates, **self.metrics}
+
+
+def fit_variant(name: str, recipe: Recipe, data: Dataset, rows: Split, seed: int, reporter: Reporter) -> Variant:
+    """Fit on the training rows, judge on the test rows."""
+    with reporter.epochs(f"{data.name}, {name}", recipe.epochs) as on_epoch:
+        fitted = fit(data, rows.train, recipe, seed=seed, on_epoch=on_epoch)
+    metrics = evaluate(fitted.model, data, rows.test)
+    return Variant(name, recipe, fitted.model, fitted.losses[-1], metrics)
+
+
+def alternatives(data: Dataset, chosen: Recipe) -> dict[str, Recipe]:
+    """The chosen recipe without dropout, with it on the visible layer only, and on the hidden layers only.
+
+    A recipe that would repeat another is left out: beside a net with dropout in one place stands the baseline alone.
+    """
+    places = {
+        "baseline": (0.0, 0.0),
+        "visible": (chosen.visible_dropout, 0.0),
+        "hidden": (0.0, chosen.hidden_dropout),
+    }
+    seen = {chosen}
+    others: dict[str, Recipe] = {}
+    for name, (visible, hidden) in places.items():
+        other = recipe(data.name, visible_dropout=visible, hidden_dropout=hidden, epochs=chosen.epochs)
+        if other not in seen:
+            seen.add(other)
+            others[name] = other
+    return others
+
+
+def place(recipe: Recipe) -> str:
+    """Where a recipe's dropout is, in a word or three."""
+    if recipe.visible_dropout and recipe.hidden_dropout:
+        return "visible and hidden"
+    return "visible" if recipe.visible_dropout else "hidden" if recipe.hidden_dropout else "baseline"

@@ -1,0 +1,83 @@
+"""What is in a model repository, read from the manifests alone: no TensorFlow."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from models.contract import ArtifactError, Manifest, model_names, read_manifest, verify, versions
+
+
+@dataclass(frozen=True)
+class Item:
+    """One version of one model."""
+
+    name: str
+    version: int
+    folder: Path
+    # None where the manifest itself cannot be read.
+    manifest: Manifest | None
+    # Why the artifact would be refused by a server; None where every file is as it was published.
+    problem: str | None
+
+
+def read(repository: Path) -> list[Item]:
+    """Every published version, by name and number, each file checked against its digest."""
+    return [
+        inspect(repository / name / str(version), name, version)
+        for name in model_names(repository)
+        for version in versions(repository, name)
+    ]
+
+
+def inspect(folder: Path, name: str, version: int) -> Item:
+    manifest = None
+    try:
+        manifest = read_manifest(folder)
+        verify(folder)
+    except ArtifactError as error:
+        return Item(name, version, folder, manifest, str(error))
+    return Item(name, version, folder, manifest, None)
+
+
+def document(item: Item) -> dict[str, Any]:
+    """One version for a script."""
+    entry = asdict(item) | {"folder": str(item.folder), "verified": item.problem is None}
+    del entry["manifest"]
+    if item.manifest is None:
+        return entry
+    kept = ("created", "stochastic_layers", "num_samples", "seed", "metrics", "training_data")
+    return (
+        entry
+        | {key: item.manifest.model_dump(mode="json")[key] for key in kept}
+        | {"tasks": [output.task for output in item.manifest.outputs]}
+    )
+
+
+def table(items: list[Item]) -> Table:
+    """All versions for a person."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("model", "task", "stochastic layers", "test rows", "created", "files"):
+        table.add_column(heading, overflow="fold")
+    for item in items:
+        table.add_row(f"{item.name} {item.version}", *_described(item.manifest), item.problem or "verified")
+    return table
+
+
+def _described(manifest: Manifest | None) -> tuple[str, str, str, str]:
+    if manifest is None:
+        return ("?", "?", "?", "?")
+    layers = Counter(
+        f"{layer.kind} {' '.join(str(value) for value in layer.settings.values())}"
+        for layer in manifest.stochastic_layers
+    )
+    return (
+        "\n".join(output.task for output in manifest.outputs),
+        "\n".join(f"{count} {layer}" for layer, count in layers.items()),
+        "\n".join(f"{name} {value:.3g}" for name, value in manifest.metrics.get("test", {}).items()),
+        manifest.created[:10],
+    )

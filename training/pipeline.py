@@ -1,0 +1,90 @@
+"""The main path of `dropserve train`: split, fit, evaluate, publish, evaluate what was published."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from models.artifact import publish
+from models.bento_store import import_artifact
+from models.contract import Manifest, TrainingData, read_manifest
+from training.comparison import Variant, alternatives, fit_variant, place
+from training.datasets import Dataset
+from training.evaluation import evaluate_artifact, evaluate_constant
+from training.plan import Plan
+from training.progress import Reporter
+from training.splits import Split, split
+
+
+@dataclass(frozen=True)
+class Published:
+    """What one `dropserve train` left behind."""
+
+    folder: Path
+    bento_tag: str
+    manifest: Manifest
+    training_data: TrainingData
+    # The published network first, then those set beside it.
+    variants: list[Variant]
+    # Of the published artifact's mean over its draws, on the test rows.
+    mc_metrics: dict[str, float]
+    # Of the same answer to every row: what a useful network must beat.
+    constant_metrics: dict[str, float]
+
+
+def train(plan: Plan, reporter: Reporter) -> Published:
+    """Carry out the plan; raises ArtifactError where the artifact cannot be written."""
+    data = plan.data
+    rows = split(data.y, data.task)
+    described = training_data(data, rows)
+    chosen = fit_variant(place(plan.recipe), plan.recipe, data, rows, plan.seed, reporter)
+    beside = [
+        fit_variant(name, recipe, data, rows, plan.seed, reporter)
+        for name, recipe in (alternatives(data, plan.recipe).items() if plan.compare else ())
+    ]
+    with reporter.step(f"publishing {plan.name}"):
+        folder = publish(
+            chosen.model,
+            name=plan.name,
+            repository=plan.repository,
+            task=data.task,
+            labels=list(data.labels) or None,
+            features=data.features(rows.train),
+            examples=data.instances(example_rows(data, rows)),
+            metrics={"test": chosen.metrics},
+            training_data=described,
+            training={
+                **asdict(plan.recipe),
+                "seed": plan.seed,
+                "final_loss": chosen.loss,
+                "comparison": [variant.summary() for variant in beside],
+            },
+            num_samples=plan.num_samples,
+        )
+        tag = import_artifact(folder)
+        mc_metrics = evaluate_artifact(folder, data, rows.test)
+    constant_metrics = evaluate_constant(data, rows.train, rows.test)
+    return Published(folder, tag, read_manifest(folder), described, [chosen, *beside], mc_metrics, constant_metrics)
+
+
+def training_data(data: Dataset, rows: Split) -> TrainingData:
+    return TrainingData(
+        name=data.name,
+        sha256=data.sha256,
+        rows=len(data.x),
+        train_rows=len(rows.train),
+        calibration_rows=len(rows.calibration),
+        test_rows=len(rows.test),
+        attribution=data.attribution,
+    )
+
+
+def example_rows(data: Dataset, rows: Split) -> np.ndarray:
+    """The first two test rows, of two classes where there are classes: examples whose answers differ."""
+    first = rows.test[0]
+    if data.task == "regression":
+        return rows.test[:2]
+    second = rows.test[np.flatnonzero(data.y[rows.test] != data.y[first])[0]]
+    return np.array([first, second])

@@ -1,0 +1,39 @@
+"""What a person at a terminal sees of long work. On standard error: standard output is for results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+
+class Reporter:
+    """Bars and spinners for the steps of one command; silent where nobody watches."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(stderr=True)
+        self.disabled = quiet or not self.console.is_terminal
+
+    @contextmanager
+    def epochs(self, description: str, total: int) -> Iterator[Callable[[int, float], None]]:
+        """A bar of `total` epochs; yields what to call after each with its number, from 1, and its loss."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("epochs, loss {task.fields[loss]:.4f}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, disable=self.disabled) as progress:
+            task = progress.add_task(description, total=total, loss=float("nan"))
+            yield lambda epoch, loss: progress.update(task, completed=epoch, loss=loss)
+
+    @contextmanager
+    def step(self, description: str) -> Iterator[None]:
+        """A spinner for a step whose length nobody knows."""
+        columns = (SpinnerColumn(), TextColumn("{task.description}"))
+        with Progress(*columns, console=self.console, disable=self.disabled, transient=True) as progress:
+            progress.add_task(description, total=None)
+            yield

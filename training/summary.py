@@ -1,0 +1,64 @@
+"""What `dropserve train` says when it is done."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rich.table import Table
+
+from training.pipeline import Published
+
+
+def document(published: Published) -> dict[str, Any]:
+    """For a script: what was published, and the figures of every network that was fitted, on the test rows."""
+    kept = {"name", "version", "num_samples", "seed", "stochastic_layers", "metrics", "training_data", "training"}
+    return published.manifest.model_dump(mode="json", include=kept) | {
+        "folder": str(published.folder),
+        "bento_tag": published.bento_tag,
+        "variants": [variant.summary() for variant in published.variants],
+        "mc_metrics": published.mc_metrics,
+        "constant_metrics": published.constant_metrics,
+    }
+
+
+def sentences(published: Published) -> str:
+    """For a person, before the table."""
+    manifest, data = published.manifest, published.training_data
+    return (
+        f"Published {manifest.name} {manifest.version} in {published.folder}, "
+        f"and in BentoML's store as {published.bento_tag}.\n"
+        f"{data.train_rows} rows trained it, {data.calibration_rows} are kept for calibration, "
+        f"{data.test_rows} test it:\n"
+    )
+
+
+def table(published: Published) -> Table:
+    """For a person: one row a network; the published one first, with dropout off and as the mean of its draws.
+
+    The last row is what knowing nothing of the inputs gives: a collapsed network is seen at once.
+    """
+    table = Table(box=None, pad_edge=False)
+    table.add_column("dropout in")
+    table.add_column("visible", justify="right")
+    table.add_column("hidden", justify="right")
+    table.add_column("in the test")
+    for metric in published.mc_metrics:
+        table.add_column(metric, justify="right")
+    rows = published.training_data.test_rows
+    for number, variant in enumerate(published.variants):
+        described = (variant.name, f"{variant.recipe.visible_dropout:g}", f"{variant.recipe.hidden_dropout:g}")
+        table.add_row(*described, "off", *figures(variant.metrics, rows))
+        if number == 0:
+            draws = f"{published.manifest.num_samples} draws"
+            table.add_row(*described, draws, *figures(published.mc_metrics, rows))
+    table.add_row("(a constant answer)", "", "", "", *figures(published.constant_metrics, rows))
+    return table
+
+
+def figures(metrics: dict[str, float], rows: int) -> list[str]:
+    """Metrics to three digits; an accuracy with its standard error, so that nobody reads noise as a difference."""
+    return [
+        f"{value:.3f} ± {math.sqrt(value * (1 - value) / rows):.3f}" if metric == "accuracy" else f"{value:.3g}"
+        for metric, value in metrics.items()
+    ]
