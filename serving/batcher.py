@@ -1,0 +1,275 @@
+"""Rows of concurrent requests put into one call of the model: bounded, cancellable, never blocking the event loop long.
+
+Mixing requests is safe because a row's answer does not depend on its batch mates. Requests are mixed when they call the
+same function of the same model with the same settings (`num_samples`, `seed`, ...).
+
+Two lanes, so that MC work never starves predictions; in each one
+- all that arrived since the event loop's last turn goes into the next call: no waiting for a batch to fill;
+- a call that is expected to be short runs on the event loop itself, a longer one on the lane's own thread, meanwhile
+  the next batch gathers;
+- a request with many rows is cut into several calls, between which others have their turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from collections.abc import Hashable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from models import contract
+from serving.errors import DeadlineExceeded, QueueFull, Unavailable
+from serving.graph import Arrays
+from serving.runtime import Model
+from serving.settings import Settings
+
+# How often waiting requests are looked at for a deadline that has passed, in seconds.
+SWEEP_S = 0.05
+
+
+class Call:
+    """What to run: requests with the same call may share a batch."""
+
+    __slots__ = ("draws", "function", "key", "model", "scalars")
+
+    def __init__(self, model: Model, function: str, scalars: tuple[tuple[str, Any], ...] = (), draws: int = 1) -> None:
+        """scalars: the call's own arguments by name. draws: for each row, 1 for a prediction: what the call costs."""
+        self.model = model
+        self.function = function
+        self.scalars = scalars
+        self.draws = draws
+        self.key: Hashable = (id(model), function, scalars)
+
+
+class Ticket:
+    """One request's place in a lane. A request with many rows is answered in several calls, a part of the rows each."""
+
+    __slots__ = ("call", "deadline", "future", "inputs", "parts", "row_draws", "rows", "taken")
+
+    def __init__(self, call: Call, inputs: Arrays, rows: int, future: asyncio.Future[Arrays], deadline: float) -> None:
+        self.call = call
+        self.inputs = inputs
+        self.rows = rows
+        self.row_draws = rows * call.draws
+        self.future = future
+        self.deadline = deadline
+        # Rows that are in a call or have been, and the outputs of those that have.
+        self.taken = 0
+        self.parts: list[Arrays] = []
+
+
+# A ticket's rows from .. to in one call.
+Share = tuple[Ticket, int, int]
+
+
+class _Lane:
+    """Waiting requests of one kind, and the thread for calls that are too long for the event loop."""
+
+    def __init__(self, name: str, batch_row_draws: int, inline_s: float) -> None:
+        # By batch key; the first key is the next to be served and goes to the end when it has been: no key starves,
+        # and a long request makes a short one wait for one call, not for all of its own.
+        self._waiting: OrderedDict[Hashable, deque[Ticket]] = OrderedDict()
+        self._batch_row_draws = batch_row_draws
+        self._inline_s = inline_s
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"dropserve-{name}")
+        self._running: list[Share] = []
+        self._turn_planned = False
+        # What has not been answered, in requests and in rows x draws.
+        self.requests = 0
+        self.row_draws = 0
+
+    def put(self, key: Hashable, ticket: Ticket) -> None:
+        queue = self._waiting.get(key)
+        if queue is None:
+            queue = self._waiting[key] = deque()
+        queue.append(ticket)
+        self.requests += 1
+        self.row_draws += ticket.row_draws
+        if not self._turn_planned:
+            self._plan_turn()
+
+    def tickets(self) -> list[Ticket]:
+        return [*chain.from_iterable(self._waiting.values()), *(ticket for ticket, _, _ in self._running)]
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True)
+
+    def _plan_turn(self) -> None:
+        if self._waiting and not self._running and not self._turn_planned:
+            self._turn_planned = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """One call: here if it is short, else on the thread."""
+        self._turn_planned = False
+        batch = self._take_batch()
+        if batch:
+            call = batch[0][0].call
+            row_draws = call.draws * sum(stop - start for _, start, stop in batch)
+            if call.model.costs[call.function].seconds(row_draws) > self._inline_s:
+                self._running = batch
+                done = asyncio.get_running_loop().run_in_executor(self._thread, _run, batch)
+                done.add_done_callback(self._thread_done)
+                return
+            self._deliver(batch, _run(batch))
+        self._plan_turn()
+
+    def _thread_done(self, done: asyncio.Future[list[Arrays | Exception]]) -> None:
+        batch, self._running = self._running, []
+        if not done.cancelled():
+            self._deliver(batch, done.result())
+        self._plan_turn()
+
+    def _take_batch(self) -> list[Share]:
+        """Rows of the next key's requests, as many as one call may have.
+
+        Requests that nobody waits for any more are dropped on the way.
+        """
+        batch: list[Share] = []
+        while self._waiting and not batch:
+            key, queue = self._waiting.popitem(last=False)
+            room = max(1, self._batch_row_draws // queue[0].call.draws)
+            while queue and room:
+                ticket = queue[0]
+                if ticket.future.done():
+                    self._release(queue.popleft())
+                    continue
+                start = ticket.taken
+                ticket.taken = min(ticket.rows, start + room)
+                room -= ticket.taken - start
+                batch.append((ticket, start, ticket.taken))
+                if ticket.taken == ticket.rows:
+                    queue.popleft()
+            if queue:
+                self._waiting[key] = queue
+        return batch
+
+    def _deliver(self, batch: list[Share], answers: list[Arrays | Exception]) -> None:
+        """Give each request its rows, and its answer when it has them all."""
+        for (ticket, _, stop), answer in zip(batch, answers, strict=True):
+            if isinstance(answer, Exception):
+                # Rows of it that still wait are dropped when their turn comes.
+                if not ticket.future.done():
+                    ticket.future.set_exception(answer)
+            elif stop == ticket.rows:
+                if not ticket.future.done():
+                    ticket.future.set_result(_joined([*ticket.parts, answer]) if ticket.parts else answer)
+            else:
+                ticket.parts.append(answer)
+            if stop == ticket.rows:
+                self._release(ticket)
+
+    def _release(self, ticket: Ticket) -> None:
+        self.requests -= 1
+        self.row_draws -= ticket.row_draws
+
+
+class Batcher:
+    """Takes work from every protocol. All methods are called on one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        inline_s = settings.inline_ms / 1000
+        self._settings = settings
+        self._deadline_s = settings.deadline_ms / 1000
+        self._predictions = _Lane("predict", settings.batch_rows, inline_s)
+        self._draws = _Lane("draws", settings.batch_row_draws, inline_s)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    @property
+    def open_requests(self) -> int:
+        """Requests that wait for an answer."""
+        return self._predictions.requests + self._draws.requests
+
+    def submit(self, call: Call, inputs: Arrays) -> asyncio.Future[Arrays]:
+        """Queue the rows of one request; the future gives its own rows of every output, or a ServingError.
+
+        Cancelling the future gives the request up: if its call has not begun, it never will.
+        Raises QueueFull where too much is waiting, Unavailable after `close`.
+        """
+        if self._closed:
+            raise Unavailable("the server is shutting down")
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        rows = len(next(iter(inputs.values())))
+        row_draws = rows * call.draws
+        lane = self._predictions if call.function == contract.SERVING_DEFAULT else self._draws
+        if lane.requests >= self._settings.max_queue or (
+            lane.requests and lane.row_draws + row_draws > self._settings.max_queue_row_draws
+        ):
+            raise QueueFull
+        future: asyncio.Future[Arrays] = self._loop.create_future()
+        ticket = Ticket(call, inputs, rows, future, time.monotonic() + self._deadline_s)
+        lane.put(_batch_key(call, inputs), ticket)
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+        return future
+
+    def close(self) -> None:
+        """Refuse new work and wait for the threads."""
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for lane in (self._predictions, self._draws):
+            for ticket in lane.tickets():
+                if not ticket.future.done():
+                    ticket.future.set_exception(Unavailable("the server is shutting down"))
+            lane.close()
+
+    def _sweep(self) -> None:
+        """Give up what is past its deadline; look again while anything waits.
+
+        One timer for all requests: a timer for each would keep every request's memory for the whole deadline.
+        """
+        self._sweeper = None
+        now = time.monotonic()
+        for lane in (self._predictions, self._draws):
+            for ticket in lane.tickets():
+                if now > ticket.deadline and not ticket.future.done():
+                    ticket.future.set_exception(DeadlineExceeded(self._settings.deadline_ms))
+        if self.open_requests and not self._closed:
+            self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+
+
+def _batch_key(call: Call, inputs: Arrays) -> Hashable:
+    """Equal for requests that fit into one call: the same function and settings, the same shape of a row.
+
+    Only inputs with a free axis can differ in shape.
+    """
+    free = call.model.free_inputs
+    return call.key if not free else (call.key, tuple(inputs[name].shape[1:] for name in free))
+
+
+def _run(batch: list[Share]) -> list[Arrays | Exception]:
+    """Call the model once for all; give each request its own rows, in the order of the batch.
+
+    Where the call fails each request is run alone: one that the model cannot answer must not fail its batch mates.
+    """
+    call = batch[0][0].call
+    inputs = _joined([{name: x[start:stop] for name, x in ticket.inputs.items()} for ticket, start, stop in batch])
+    try:
+        outputs = call.model.run(call.function, {**inputs, **dict(call.scalars)})
+    except Exception as error:  # whatever TensorFlow raises
+        return [error] if len(batch) == 1 else [_run([share])[0] for share in batch]
+    if len(batch) == 1:
+        return [outputs]
+    answers: list[Arrays | Exception] = []
+    first = 0
+    for _, start, stop in batch:
+        last = first + stop - start
+        answers.append({name: values[first:last] for name, values in outputs.items()})
+        first = last
+    return answers
+
+
+def _joined(parts: list[Arrays]) -> Arrays:
+    """The rows of all parts, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

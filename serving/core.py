@@ -1,0 +1,224 @@
+"""What every protocol calls: models by name, predictions, uncertainty. Knows nothing of HTTP, gRPC or JSON bodies."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from dataclasses import dataclass
+
+import numpy as np
+import structlog
+
+from models import contract
+from serving.batcher import Batcher, Call
+from serving.errors import InvalidField, StartError, Unavailable, VersionNotFound, choices, quote
+from serving.graph import Arrays, prepare_device
+from serving.registry import Registry
+from serving.reload import Reloader
+from serving.repository import Repository
+from serving.runtime import Model
+from serving.settings import Settings
+
+log = structlog.get_logger()
+
+# Where `tolerance` is asked for without `max_samples`.
+DEFAULT_MAX_SAMPLES = 2_000
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How uncertainty was asked for; what was not asked for is the artifact's default."""
+
+    num_samples: int | None = None
+    seed: int | None = None
+    # Draw until every standard error of the row is at most this, or `max_samples` are drawn.
+    tolerance: float | None = None
+    max_samples: int | None = None
+    coverage: float | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Outputs of MC dropout for the rows of one request, and how they were drawn."""
+
+    arrays: Arrays
+    seed: int
+    num_samples: np.ndarray
+    """[N] draws of each row."""
+    converged: np.ndarray
+    """[N] whether the row's standard errors are within the tolerance; True where none was asked for."""
+
+
+class Core:
+    """The loaded models and the queue in front of them. `answer` and `draw` are called on one event loop."""
+
+    def __init__(self, settings: Settings, repository: Repository) -> None:
+        """Load what the repository holds; raises StartError with one line where nothing can be served."""
+        device = prepare_device(settings.device)
+        log.info("device", device=device.kind, note=device.note)
+        self.settings = settings
+        self.registry = Registry(settings.model)
+        self.batcher = Batcher(settings)
+        self.is_ready = False
+        self.is_draining = False
+        self._reloader = Reloader(repository, self.registry, settings.keep_versions, settings.poll_s)
+        self._following: asyncio.Task[None] | None = None
+        # What is imported stays: the garbage collector need not walk TensorFlow's objects again and again.
+        gc.collect()
+        gc.freeze()
+        self._reloader.load_all()
+        self._require_a_model()
+        if self.registry.default is None and len(self.registry.shelves) == 1:
+            # It stays the default, whatever is published later.
+            self.registry.default = next(iter(self.registry.shelves))
+
+    async def open(self) -> None:
+        """From now on requests are answered, and the repository is followed."""
+        self._following = asyncio.create_task(self._reloader.run())
+        self.is_ready = True
+
+    def drain(self) -> None:
+        """Take no new request any more; those that are waiting are answered."""
+        self.is_ready = False
+        self.is_draining = True
+
+    def close(self) -> None:
+        self.drain()
+        if self._following is not None:
+            self._following.cancel()
+        self._reloader.close()
+        self.batcher.close()
+
+    def model(
+        self,
+        name: str | None = None,
+        version: int | str | None = None,
+        label: str | None = None,
+        request: bytes | None = None,
+    ) -> Model:
+        """The model that answers: the default one without a name, the current version without a version or a label.
+
+        request: the body, by which a canary's share of the requests is chosen.
+        Raises NotFound, or LabelNotFound, which is the caller's mistake.
+        """
+        if isinstance(version, str):
+            if not (version.isascii() and version.isdigit()):
+                raise VersionNotFound(self.registry.shelf(name or "").name, version, ())
+            version = int(version)
+        return self.registry.find(name, version, label, request)
+
+    def versions(self, name: str) -> list[str]:
+        """The versions of a model that are loaded, oldest first; raises ModelNotFound."""
+        return [str(version) for version in sorted(self.registry.shelf(name).loaded)]
+
+    def predict(self, model: Model, inputs: Arrays) -> asyncio.Future[Arrays]:
+        """Queue deterministic predictions; the future gives the outputs of `serving_default`."""
+        self._require_open()
+        self._check_rows(inputs, draws=1)
+        return self.batcher.submit(Call(model, contract.SERVING_DEFAULT), inputs)
+
+    async def draw(self, model: Model, inputs: Arrays, asked: Asked) -> Drawn:
+        """Outputs of `mc_sample`, with as many draws as were asked for or as the tolerance needs.
+
+        With a tolerance, `num_samples` is the least number of draws and `max_samples` the most.
+        """
+        self._require_open()
+        seed = model.manifest.seed if asked.seed is None else asked.seed
+        rows = len(next(iter(inputs.values())))
+        if asked.tolerance is None:
+            fixed = asked.num_samples or model.manifest.num_samples
+            arrays = await self._sample(model, inputs, fixed, seed)
+            return Drawn(arrays, seed, np.full(rows, fixed), np.ones(rows, bool))
+        least = asked.num_samples or 0
+        most = asked.max_samples or min(self.settings.max_num_samples, max(DEFAULT_MAX_SAMPLES, least))
+        arrays, num_samples, converged = await self._adapt(model, inputs, seed, asked.tolerance, most)
+        short = num_samples < least
+        if short.any():
+            few = {name: values[short] for name, values in inputs.items()}
+            refined = await self._sample(model, few, least, seed)
+            arrays = {name: _replaced(values, short, refined[name]) for name, values in arrays.items()}
+            num_samples = _replaced(num_samples, short, np.full(int(short.sum()), least))
+        return Drawn(arrays, seed, num_samples, converged)
+
+    def run(
+        self, model: Model, signature: str, inputs: Arrays, num_samples: int | None = None, seed: int | None = None
+    ) -> asyncio.Future[Arrays]:
+        """Queue a call of a signature by its name; the future gives the signature's outputs.
+
+        What is not asked for is the artifact's default. Raises InvalidField for a setting that is out of range or that
+        the signature does not take.
+        """
+        self._require_open()
+        asked = {contract.NUM_SAMPLES: num_samples, contract.SEED: seed}
+        if signature in (contract.SERVING_DEFAULT, contract.MC_PREDICT):
+            for name, value in asked.items():
+                if value is not None:
+                    raise InvalidField(name, str(value), f"nothing, as signature {signature} does not take it")
+        for name, allowed in (
+            (contract.NUM_SAMPLES, range(contract.MIN_NUM_SAMPLES, self.settings.max_num_samples + 1)),
+            (contract.SEED, range(-(2**63), 2**63)),
+        ):
+            value = asked[name]
+            if value is not None and value not in allowed:
+                raise InvalidField(name, quote(value), f"an integer from {allowed.start} to {allowed.stop - 1}")
+        num_samples = model.manifest.num_samples if num_samples is None else num_samples
+        seed = model.manifest.seed if seed is None else seed
+        match signature:
+            case contract.SERVING_DEFAULT:
+                return self.predict(model, inputs)
+            case contract.MC_PREDICT | contract.MC_SAMPLE:
+                return self._sample(model, inputs, num_samples, seed)
+            case contract.MC_DRAWS:
+                self._check_rows(inputs, num_samples)
+                scalars = ((contract.NUM_SAMPLES, num_samples), (contract.SEED, seed))
+                return self.batcher.submit(Call(model, contract.MC_DRAWS, scalars, num_samples), inputs)
+        raise InvalidField("signature", quote(signature), f"one of {choices(contract.SIGNATURES)}")
+
+    def _require_open(self) -> None:
+        if self.is_draining:
+            raise Unavailable("the server is shutting down")
+
+    def _require_a_model(self) -> None:
+        shelves = self.registry.shelves
+        wanted = [shelves[self.settings.model]] if self.settings.model in shelves else list(shelves.values())
+        if not any(shelf.loaded for shelf in wanted):
+            reasons = [status.error for shelf in wanted for status in shelf.statuses.values()]
+            raise StartError(reasons[0] if reasons else "there is no model to serve")
+
+    def _sample(self, model: Model, inputs: Arrays, num_samples: int, seed: int) -> asyncio.Future[Arrays]:
+        self._check_rows(inputs, num_samples)
+        if (num_samples, seed) == (model.manifest.num_samples, model.manifest.seed):
+            # The same answer, faster: the artifact keeps the masks of its defaults.
+            return self.batcher.submit(Call(model, contract.MC_PREDICT, draws=num_samples), inputs)
+        scalars = ((contract.NUM_SAMPLES, num_samples), (contract.SEED, seed))
+        return self.batcher.submit(Call(model, contract.MC_SAMPLE, scalars, num_samples), inputs)
+
+    async def _adapt(
+        self, model: Model, inputs: Arrays, seed: int, tolerance: float, max_samples: int
+    ) -> tuple[Arrays, np.ndarray, np.ndarray]:
+        """Outputs of `mc_adaptive`: statistics, draws of each row [N], whether each row converged [N]."""
+        self._check_rows(inputs, max_samples)
+        scalars = (
+            (contract.SEED, seed),
+            (contract.TOLERANCE, tolerance),
+            (contract.MAX_SAMPLES, max_samples),
+        )
+        arrays = dict(await self.batcher.submit(Call(model, contract.MC_ADAPTIVE, scalars, max_samples), inputs))
+        return arrays, arrays.pop(contract.NUM_SAMPLES), arrays.pop(contract.CONVERGED)
+
+    def _check_rows(self, inputs: Arrays, draws: int) -> None:
+        rows = len(next(iter(inputs.values())))
+        if rows > self.settings.max_rows:
+            raise InvalidField("instances", f"{rows} rows", f"at most {self.settings.max_rows} in one request")
+        if rows * draws > self.settings.max_row_draws:
+            raise InvalidField(
+                "num_samples",
+                f"{rows} rows x {draws} draws",
+                f"rows x draws of at most {self.settings.max_row_draws} in one request",
+            )
+
+
+def _replaced(values: np.ndarray, where: np.ndarray, by: np.ndarray) -> np.ndarray:
+    values = values.copy()
+    values[where] = by
+    return values

@@ -1,0 +1,51 @@
+"""`dropserve serve`: `bentoml serve` with everything set up. Replaces this process."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from serving.errors import StartError
+from serving.repository import Repository
+from serving.settings import read_settings
+
+KEEP_ALIVE_S = 75
+SERVICE = "serving.service:Dropserve"
+
+
+def launch(*, repository: Path, model: str | None, host: str, port: int) -> NoReturn:
+    """Check what can be checked, then become `bentoml serve`.
+
+    Raises StartError, with one line, where the server could not start.
+    """
+    environment = {**os.environ, "DROPSERVE_REPOSITORY": str(repository.absolute())}
+    if model is not None:
+        environment["DROPSERVE_MODEL"] = model
+    # The server reports to nobody unless its operator says so.
+    environment.setdefault("BENTOML_DO_NOT_TRACK", "True")
+    os.environ.update(environment)
+    settings = read_settings()
+    Repository.choose(settings).check(settings.model)
+    address = _address(host, port)
+    os.environ.setdefault("DROPSERVE_HOST", address)
+    arguments = ["-m", "bentoml", "serve", SERVICE, "--host", address, "--port", str(port)]
+    # As on the REST port: clients close idle connections, not the server.
+    arguments += ["--timeout-keep-alive", str(KEEP_ALIVE_S)]
+    os.execv(sys.executable, [sys.executable, *arguments])
+
+
+def _address(host: str, port: int) -> str:
+    """The numeric address of `host`, which is what BentoML wants; StartError where `port` is taken or not allowed."""
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(place)
+    except OSError as error:
+        raise StartError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --port or --host"
+        ) from error
+    return str(place[0])

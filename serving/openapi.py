@@ -1,0 +1,200 @@
+"""The OpenAPI 3.1 document of the native endpoints, with examples that work for the loaded model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from models.contract import MIN_NUM_SAMPLES, Manifest, ModelInput, ModelOutput
+from serving.answers import class_labels
+from serving.settings import Settings
+
+Schema = dict[str, Any]
+
+
+def document(manifest: Manifest, settings: Settings, release: str) -> Schema:
+    """The whole document. Pure data: needs no loaded graph."""
+    examples = manifest.examples[:1]
+    body = {"instances": examples}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": f"dropserve: {manifest.name} {manifest.version}",
+            "version": release,
+            "description": "Predictions, and how far to trust them: Monte Carlo dropout. " + manifest.description,
+        },
+        "paths": {
+            "/predict": {
+                "post": _operation(
+                    "predict",
+                    "Deterministic predictions",
+                    _object({"instances": _instances(manifest, settings)}, ["instances"]),
+                    body,
+                    _object(
+                        {"model": _model(manifest), "predictions": _rows(manifest, _prediction)},
+                        ["model", "predictions"],
+                    ),
+                )
+            },
+            "/uncertainty": {
+                "post": _operation(
+                    "uncertainty",
+                    "Predictions with their uncertainty, by Monte Carlo dropout. "
+                    "The same row gets the same answer, whatever is asked beside it.",
+                    _object({"instances": _instances(manifest, settings), **_asked(manifest, settings)}, ["instances"]),
+                    {**body, "num_samples": manifest.num_samples, "seed": manifest.seed},
+                    _object(
+                        {"model": _model(manifest), "seed": _INT64, "predictions": _rows(manifest, _uncertainty)},
+                        ["model", "seed", "predictions"],
+                    ),
+                )
+            },
+            "/livez": {"get": _probe("The process is alive.")},
+            "/readyz": {"get": _probe("The model is loaded and warmed up; 503 while it is not.")},
+            "/metrics": {"get": _probe("Prometheus metrics.")},
+        },
+        "components": {
+            "schemas": {
+                "Error": _object({"error": {"type": "string"}, "details": {"type": "object"}}, ["error"], closed=False)
+            }
+        },
+    }
+
+
+_INT64: Schema = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
+_ERRORS = {
+    "400": "The request is wrong: says which row and feature, what was found and what is wanted",
+    "413": "The body is over the limit",
+    "415": "The content type is not JSON",
+    "429": "Too many requests are waiting",
+    "503": "Loading or shutting down",
+    "504": "Over the deadline",
+}
+
+
+def _operation(name: str, summary: str, body: Schema, example: Schema, answer: Schema) -> Schema:
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {
+        "operationId": name,
+        "summary": summary,
+        "requestBody": {"required": True, "content": {"application/json": {"schema": body, "example": example}}},
+        "responses": {
+            "200": {"description": "One answer for each instance, in order", "content": _json(answer)},
+            **{status: {"description": text, "content": error} for status, text in _ERRORS.items()},
+        },
+    }
+
+
+def _probe(summary: str) -> Schema:
+    return {"summary": summary, "responses": {"200": {"description": summary}}}
+
+
+def _json(schema: Schema) -> Schema:
+    return {"application/json": {"schema": schema}}
+
+
+def _object(properties: dict[str, Schema], required: list[str], closed: bool = True) -> Schema:
+    schema: Schema = {"type": "object", "properties": properties, "required": required}
+    return {**schema, "additionalProperties": False} if closed else schema
+
+
+def _model(manifest: Manifest) -> Schema:
+    return _object({"name": {"type": "string"}, "version": {"type": "string"}}, ["name", "version"])
+
+
+def _asked(manifest: Manifest, settings: Settings) -> dict[str, Schema]:
+    draws = {"type": "integer", "minimum": MIN_NUM_SAMPLES, "maximum": settings.max_num_samples}
+    return {
+        "num_samples": {
+            **draws,
+            "default": manifest.num_samples,
+            "description": "Draws for each row; with a tolerance, the least.",
+        },
+        "seed": {**_INT64, "default": manifest.seed, "description": "Which stream of draws."},
+        "tolerance": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "description": "Draw until every standard error of the row is at most this, or max_samples are drawn.",
+        },
+        "max_samples": {**draws, "description": "The most draws for a row, with a tolerance."},
+        "coverage": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "exclusiveMaximum": 1,
+            "description": "Wanted coverage of prediction sets and intervals, where the model is calibrated.",
+        },
+    }
+
+
+def _instances(manifest: Manifest, settings: Settings) -> Schema:
+    return {
+        "type": "array",
+        "minItems": 1,
+        "maxItems": settings.max_rows,
+        "items": {"anyOf": _instance_forms(manifest)},
+    }
+
+
+def _instance_forms(manifest: Manifest) -> list[Schema]:
+    if not manifest.is_table:
+        named = _object({item.name: _tensor(item) for item in manifest.inputs}, [item.name for item in manifest.inputs])
+        return [_tensor(manifest.inputs[0]), named] if len(manifest.inputs) == 1 else [named]
+    columns = [(item, feature) for item in manifest.inputs for feature in item.features or ()]
+    values = {feature.name: _value(item.dtype, feature.nullable, feature.unit) for item, feature in columns}
+    row = {"type": "array", "prefixItems": list(values.values()), "minItems": len(values), "maxItems": len(values)}
+    return [row, _object(values, [feature.name for _, feature in columns if not feature.nullable])]
+
+
+def _tensor(item: ModelInput) -> Schema:
+    schema = _value(item.dtype)
+    for axis in reversed(item.shape):
+        schema = {"type": "array", "items": schema, "minItems": axis or 1}
+        if axis is not None:
+            schema["maxItems"] = axis
+    return schema
+
+
+def _value(dtype: str, nullable: bool = False, unit: str | None = None) -> Schema:
+    kind = {"bool": "boolean", "string": "string"}.get(dtype, "integer" if "int" in dtype else "number")
+    schema: Schema = {"type": [kind, "null"] if nullable else kind}
+    return {**schema, "description": f"in {unit}"} if unit else schema
+
+
+def _rows(manifest: Manifest, answer_of: Any) -> Schema:
+    if len(manifest.outputs) == 1:
+        return {"type": "array", "items": answer_of(manifest.outputs[0])}
+    groups = {output.name: answer_of(output) for output in manifest.outputs}
+    return {"type": "array", "items": {"type": "object", "properties": groups, "required": list(groups)}}
+
+
+def _prediction(output: ModelOutput) -> Schema:
+    if output.task == "regression":
+        return _object({"mean": _answer_shape(output)}, ["mean"])
+    return _object({"label": {"type": "string"}, "probabilities": _by_class(output)}, ["label", "probabilities"])
+
+
+def _uncertainty(output: ModelOutput) -> Schema:
+    drawn: dict[str, Schema] = {"num_samples": {"type": "integer"}, "converged": {"type": "boolean"}}
+    if output.task == "regression":
+        names = ["mean", "epistemic_std", *(["aleatoric_std", "std"] if output.has_aleatoric else []), "standard_error"]
+        values: dict[str, Schema] = {name: _answer_shape(output) for name in names}
+        return _object({**values, **drawn}, names, closed=False)
+    by_class = {name: _by_class(output) for name in ("probabilities", "std", "standard_error")}
+    nats = {"type": "number", "minimum": 0, "description": "in nats"}
+    by_row = dict.fromkeys(("predictive_entropy", "expected_entropy", "mutual_information"), nats)
+    properties = {"label": {"type": "string"}, **by_class, **by_row}
+    return _object({**properties, **drawn}, list(properties), closed=False)
+
+
+def _by_class(output: ModelOutput) -> Schema:
+    classes = output.shape[-1]
+    if output.labels is None and classes is None:
+        return {"type": "object", "additionalProperties": {"type": "number"}}
+    labels = class_labels(output, classes or 0)
+    return _object({label: {"type": "number"} for label in labels}, labels)
+
+
+def _answer_shape(output: ModelOutput) -> Schema:
+    schema: Schema = {"type": "number"}
+    for _ in output.shape:
+        schema = {"type": "array", "items": schema}
+    return schema

@@ -1,0 +1,130 @@
+"""One loaded artifact: NumPy arrays in, NumPy arrays out.
+
+`Model.load(folder)`: digests verified, graph loaded, everything warmed up and its cost measured.
+No transport, no JSON, no event loop: any thread may call a loaded model.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from models import contract
+from models.contract import ArtifactError, Manifest
+from serving.graph import Arrays, Graph, first_line
+from serving.instances import InstanceReader
+
+# Rows of the warm-up calls: one, as most requests have, and a batch, which may take another kernel.
+WARMUP_ROWS = (1, 16)
+# Calls whose fastest run is taken as the cost of a call.
+WARMUP_REPEATS = 3
+
+
+@dataclass
+class Cost:
+    """How long a call takes: `fixed + variable x (rows x draws)`, measured when the model was warmed up. Seconds."""
+
+    fixed: float = 0.0
+    variable: float = 0.0
+
+    def seconds(self, row_draws: int) -> float:
+        return self.fixed + self.variable * row_draws
+
+
+@dataclass(eq=False)
+class Model:
+    """One version of one model, loaded, warmed up and ready to answer from any thread.
+
+    Whoever answers a request holds a reference to it: when the last one goes, the graph's memory is given back.
+    """
+
+    manifest: Manifest
+    folder: Path
+    reader: InstanceReader
+    _graph: Graph = field(repr=False)
+    costs: dict[str, Cost] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def version(self) -> str:
+        return str(self.manifest.version)
+
+    @property
+    def signature_defs(self) -> dict[str, Any]:
+        """The SavedModel's own description of its signatures: SignatureDef messages by name."""
+        return self._graph.signature_defs
+
+    @cached_property
+    def free_inputs(self) -> tuple[str, ...]:
+        """Inputs whose rows may differ in shape from request to request."""
+        return tuple(item.name for item in self.manifest.inputs if None in item.shape)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Verify, load and warm up one artifact folder; raises ArtifactError with one line on anything unusable."""
+        manifest = contract.verify(folder)
+        try:
+            graph = Graph(folder)
+        except Exception as error:  # whatever a foreign or damaged graph makes TensorFlow raise
+            raise ArtifactError(f"{folder}: TensorFlow cannot load the graph: {first_line(error)}") from error
+        model = cls(manifest, folder, InstanceReader(manifest), graph)
+        weakref.finalize(model, graph.close)
+        try:
+            model._warm_up()
+        except Exception as error:  # the same
+            raise ArtifactError(f"{folder}: it does not answer its own examples: {first_line(error)}") from error
+        return model
+
+    def run(self, function: str, arguments: Mapping[str, Any]) -> Arrays:
+        """Call a signature, or `mc_adaptive`: inputs [N, ...] by name, and the scalars that it takes.
+
+        Raises InvalidRequest where the graph refuses the values, ModelFailed where it cannot run.
+        """
+        return self._graph.run(function, arguments)
+
+    def warmup_inputs(self, rows: int) -> Arrays:
+        """The manifest's examples, repeated to `rows` rows."""
+        examples = self.manifest.examples
+        if not examples:
+            return self.reader.blank(rows)
+        return self.reader.read([examples[row % len(examples)] for row in range(rows)])
+
+    def _warm_up(self) -> None:
+        """Run every function once at each warm-up size; measure what predictions and MC calls cost."""
+        seed = np.int64(self.manifest.seed)
+        settings = {contract.NUM_SAMPLES: np.int32(self.manifest.num_samples), contract.SEED: seed}
+        adaptive = {
+            contract.SEED: seed,
+            contract.TOLERANCE: np.float32(1.0),
+            contract.MAX_SAMPLES: np.int32(self.manifest.num_samples),
+        }
+        for function, scalars, draws in (
+            (contract.SERVING_DEFAULT, {}, 1),
+            (contract.MC_SAMPLE, settings, self.manifest.num_samples),
+            (contract.MC_PREDICT, {}, self.manifest.num_samples),
+            (contract.MC_DRAWS, settings, self.manifest.num_samples),
+            (contract.MC_ADAPTIVE, adaptive, self.manifest.num_samples),
+        ):
+            seconds = [self._measure(function, {**self.warmup_inputs(rows), **scalars}) for rows in WARMUP_ROWS]
+            variable = max(0.0, (seconds[1] - seconds[0]) / ((WARMUP_ROWS[1] - WARMUP_ROWS[0]) * draws))
+            self.costs[function] = Cost(fixed=max(0.0, seconds[0] - variable * draws), variable=variable)
+
+    def _measure(self, function: str, arguments: Mapping[str, Any]) -> float:
+        """Seconds of the fastest of a few calls, after one that is not counted."""
+        self.run(function, arguments)
+        fastest = float("inf")
+        for _ in range(WARMUP_REPEATS):
+            start = time.perf_counter()
+            self.run(function, arguments)
+            fastest = min(fastest, time.perf_counter() - start)
+        return fastest

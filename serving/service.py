@@ -1,0 +1,230 @@
+"""The BentoML service: `bentoml serve` from the project root, or from a built Bento.
+
+Requests on BentoML's port are answered by `serving.app` before they reach BentoML's own request path, whose middleware
+keeps every request for a whole timeout and costs ten times what a prediction costs. `@bentoml.api` declares the same
+endpoints, so that BentoML's clients, its schema and calls in process know them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import importlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, Protocol, cast
+
+import bentoml
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from models import contract
+from serving.errors import StartError
+from serving.repository import Repository
+from serving.settings import Settings, read_settings
+
+# Exit code of a start that cannot succeed.
+CANNOT_START = 2
+# In the workers' environment: the file by which a worker tells the parent that it cannot start.
+FAILURE_FILE_VARIABLE = "DROPSERVE_START_FAILURE_FILE"
+
+
+class Port(Protocol):
+    """A port beside BentoML's own."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+class FrontedService(bentoml.Service):
+    """A BentoML service whose own ASGI application comes second."""
+
+    def to_asgi(self, is_main: bool = True) -> ASGIApp:
+        return Front(super().to_asgi(is_main))
+
+
+class Front:
+    """Passes the lifespan to BentoML, which loads the service; then answers what the service's own routes are."""
+
+    def __init__(self, bento_app: ASGIApp) -> None:
+        self._bento_app = bento_app
+        self._app: ASGIApp = bento_app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._bento_app(scope, receive, send)
+            return
+        if self._app is self._bento_app:
+            from serving.app import App
+
+            self._app = App(bentoml.get_current_service().core, otherwise=self._bento_app)
+        await self._app(scope, receive, send)
+
+
+@bentoml.service(name="dropserve", service_class=FrontedService, workers=1)
+class Dropserve:
+    """Keras models that say when they are guessing: predictions with Monte Carlo dropout uncertainty."""
+
+    def __init__(self) -> None:
+        # Imported here, in the worker, and nowhere else: the parent process stays small.
+        _import_tensorflow()
+        from serving.core import Core
+        from serving.native import Native
+
+        try:
+            settings = read_settings()
+            self.core = Core(settings, repository(settings))
+        except StartError as error:
+            _give_up(error)
+        self._native = Native(self.core)
+        self._ports: list[Port] = []
+        # uvicorn would format a line for each request that no handler of BentoML's prints.
+        logging.getLogger("uvicorn.access").propagate = False
+
+    @bentoml.on_deployment
+    @staticmethod
+    def check() -> None:
+        """Before any worker starts: whatever would make it fail is said once, and the server exits."""
+        try:
+            settings = read_settings()
+            repository(settings).check(settings.model)
+        except (StartError, contract.ArtifactError) as error:
+            _say(error)
+            raise SystemExit(CANNOT_START) from None
+        _exit_as_the_workers_do()
+
+    @bentoml.on_startup
+    async def open(self) -> None:
+        await self.core.open()
+        self._drain_at_sigterm()
+        settings = self.core.settings
+        if settings.rest_port:
+            from serving.app import App
+            from serving.rest_port import RestPort
+
+            await self._open_port("rest_port", lambda: RestPort(App(self.core), settings.host, settings.rest_port))
+        if settings.grpc_port:
+            # Imported only where it is wanted: protocol buffers and gRPC take memory.
+            from serving.grpc_server import GrpcServer
+
+            await self._open_port("grpc_port", lambda: GrpcServer(self.core))
+
+    async def _open_port(self, setting: str, make: Callable[[], Port]) -> None:
+        """Open one of the ports beside BentoML's. Where it is taken: give up if somebody chose it, else do without."""
+        try:
+            port = make()
+            await port.start()
+        except StartError as error:
+            if setting in self.core.settings.model_fields_set:
+                _give_up(error)
+            logging.getLogger("bentoml.serve").warning("%s: not opened: %s", setting, error)
+        else:
+            self._ports.append(port)
+
+    def _drain_at_sigterm(self) -> None:
+        """At SIGTERM first let everybody know and see off what is running; only then let BentoML's server end."""
+        loop = asyncio.get_running_loop()
+        settings = self.core.settings
+        end = signal.getsignal(signal.SIGTERM)
+
+        def drain(number: int, frame: FrameType | None) -> None:
+            if self.core.is_draining:
+                return
+            self.core.drain()
+            if callable(end):
+                loop.call_soon_threadsafe(loop.call_later, settings.drain_s, end, number, frame)
+            # A client that never finishes its request must not keep the process.
+            loop.call_soon_threadsafe(loop.call_later, settings.grace_s, os._exit, 0)
+
+        signal.signal(signal.SIGTERM, drain)
+
+    @bentoml.on_shutdown
+    async def close(self) -> None:
+        self.core.drain()
+        await asyncio.gather(*(port.stop() for port in self._ports))
+        self.core.close()
+
+    @bentoml.api(route="/predict")
+    async def predict(self, instances: list[Any]) -> dict[str, Any]:
+        return await self._native.predict_content({"instances": instances})
+
+    @bentoml.api(route="/uncertainty")
+    async def uncertainty(
+        self,
+        instances: list[Any],
+        num_samples: int | None = None,
+        seed: int | None = None,
+        tolerance: float | None = None,
+        max_samples: int | None = None,
+        coverage: float | None = None,
+    ) -> dict[str, Any]:
+        asked = {
+            "num_samples": num_samples,
+            "seed": seed,
+            "tolerance": tolerance,
+            "max_samples": max_samples,
+            "coverage": coverage,
+        }
+        return await self._native.uncertainty_content({"instances": instances, **asked})
+
+
+def _import_tensorflow() -> None:
+    """Import TensorFlow without Keras, which it would load for its own `tf.keras`: 80 MB that no artifact needs."""
+    # TensorFlow's own words on a missing GPU are many; `core` says it in one line.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if "keras" in sys.modules:
+        return
+    sys.modules["keras"] = None  # type: ignore[assignment]  # Python's own way to say "not installed"
+    try:
+        importlib.import_module("tensorflow")
+    finally:
+        del sys.modules["keras"]
+
+
+def repository(settings: Settings) -> Repository:
+    """What to serve: the repository's models, or those of the Bento that this service was built into."""
+    bento = cast(FrontedService, Dropserve).bento
+    bundled = [] if bento is None else [Path(bentoml.models.get(model.tag).path) for model in bento.info.all_models]
+    return Repository.choose(settings, bundled)
+
+
+def _say(error: Exception) -> None:
+    print(f"dropserve cannot start: {error}", file=sys.stderr, flush=True)
+
+
+def _give_up(error: StartError) -> NoReturn:
+    """Leave a worker that will never be ready.
+
+    BentoML would start it again, for ever: the parent, which does that, is told to stop.
+    """
+    if bentoml.server_context.worker_index is None:
+        raise error
+    _say(error)
+    failure_file = os.environ.get(FAILURE_FILE_VARIABLE)
+    if failure_file is not None:
+        Path(failure_file).touch()
+    os.kill(os.getppid(), signal.SIGTERM)
+    os._exit(CANNOT_START)
+
+
+def _exit_as_the_workers_do() -> None:
+    """Make this process, the workers' parent, exit with CANNOT_START if a worker gave up; BentoML would exit with 0."""
+    folder = Path(tempfile.mkdtemp(prefix="dropserve-"))
+    failure_file = folder / "cannot-start"
+    os.environ[FAILURE_FILE_VARIABLE] = str(failure_file)
+
+    def finish() -> None:
+        failed = failure_file.exists()
+        failure_file.unlink(missing_ok=True)
+        folder.rmdir()
+        if failed:
+            sys.stdout.flush()
+            os._exit(CANNOT_START)
+
+    atexit.register(finish)

@@ -1,0 +1,90 @@
+"""What an operator may choose, each from an environment variable `DROPSERVE_<NAME>`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from serving.errors import StartError
+
+ENV_PREFIX = "DROPSERVE_"
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, protected_namespaces=())
+
+    repository: Path = Path("artifacts")
+    """The model repository: `<name>/<version>/` folders as training publishes them."""
+
+    model: str | None = None
+    """Model of the native endpoints. Not needed where the repository holds only one at start."""
+
+    keep_versions: int = Field(default=2, gt=0)
+    """Of each model, how many of the newest versions stay loaded, beside those that its routing.json names."""
+
+    poll_s: float = Field(default=2.0, gt=0)
+    """How often the repository is looked at for new versions, labels and routing, in seconds."""
+
+    host: str = "0.0.0.0"
+    """Address of the ports below. BentoML's own HTTP port has its own option, `--host`."""
+
+    rest_port: int = Field(default=8501, ge=0, le=65_535)
+    """All HTTP routes on plain uvicorn, without BentoML in front; 0 for none. Where nobody chose it and it is taken,
+    the server goes without."""
+
+    grpc_port: int = Field(default=8500, ge=0, le=65_535)
+    """TensorFlow Serving's gRPC services; 0 for none. Taken, though nobody chose it: the server goes without."""
+
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where TensorFlow runs. `auto` takes a GPU where there is one; `gpu` refuses to start without one."""
+
+    max_body_bytes: int = Field(default=32 * 2**20, gt=0)
+    """Longest request body, in bytes. A longer one is refused (413)."""
+
+    max_rows: int = Field(default=10_000, gt=0)
+    """Most rows in one request. More are refused (400)."""
+
+    max_num_samples: int = Field(default=10_000, ge=2)
+    """Most draws for one row. More are refused (400)."""
+
+    max_row_draws: int = Field(default=2_000_000, gt=0)
+    """Most rows x draws in one request: what bounds its computing time. More are refused (400)."""
+
+    max_queue: int = Field(default=2_000, gt=0)
+    """Most requests waiting for the model. The next one is refused (429)."""
+
+    max_queue_row_draws: int = Field(default=20_000_000, gt=0)
+    """Most rows x draws waiting for the model, over all requests. A request that would exceed it is refused (429)."""
+
+    deadline_ms: float = Field(default=30_000, gt=0)
+    """A request that waits longer for its answer is given up (504), in milliseconds."""
+
+    batch_rows: int = Field(default=1_024, gt=0)
+    """Most rows in one deterministic call. Requests together have no more, and a larger request is cut into several."""
+
+    batch_row_draws: int = Field(default=65_536, gt=0)
+    """Most rows x draws in one MC call, likewise; a single row is never cut."""
+
+    drain_s: float = Field(default=2.0, ge=0)
+    """After SIGTERM: how long new requests are still taken and refused (503), with readiness down, before the ports
+    close. The time that a load balancer needs to notice, in seconds."""
+
+    grace_s: float = Field(default=30.0, gt=0)
+    """After SIGTERM: when the process ends at the latest, whoever is still being answered, in seconds."""
+
+    inline_ms: float = Field(default=2.0, ge=0)
+    """Calls expected to take no longer than this run on the event loop itself, which spares two thread switches;
+    longer ones run on a thread, one for predictions and one for MC work. In milliseconds."""
+
+
+def read_settings() -> Settings:
+    """The settings of this process; raises StartError with one line that names the variable."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ENV_PREFIX + "_".join(str(part) for part in first["loc"]).upper()
+        raise StartError(f"{name}={first['input']!r}: {first['msg']}") from error

@@ -1,0 +1,207 @@
+"""HTTP on plain ASGI: reading a request, sending an answer, and the one place where errors become status codes.
+
+A request to the model costs tens of microseconds; a framework's request and response objects would double it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
+
+import orjson
+import structlog
+from starlette.types import Receive, Scope, Send
+
+from serving import errors
+from serving.errors import (
+    BodyTooLarge,
+    ClientGone,
+    InvalidField,
+    InvalidRequest,
+    ModelFailed,
+    ServingError,
+    UnsupportedContentType,
+    quote,
+)
+
+log = structlog.get_logger()
+
+JSON_TYPE = "application/json"
+
+STATUS: dict[type[ServingError], int] = {
+    errors.InvalidRequest: 400,
+    errors.NotFound: 404,
+    errors.MethodNotAllowed: 405,
+    errors.BodyTooLarge: 413,
+    errors.UnsupportedContentType: 415,
+    errors.QueueFull: 429,
+    errors.ClientGone: 499,
+    errors.ModelFailed: 500,
+    errors.Unavailable: 503,
+    errors.DeadlineExceeded: 504,
+}
+
+Header = tuple[bytes, bytes]
+
+# Turns of the event loop within which work that runs on it is done: one to queue it, one to run it, one to spare.
+SHORT_TURNS = 3
+
+Outcome = TypeVar("Outcome")
+
+_NOSNIFF: Header = (b"x-content-type-options", b"nosniff")
+
+
+class Response:
+    """Status, headers and a whole body."""
+
+    __slots__ = ("body", "content_type", "headers", "status")
+
+    def __init__(
+        self, body: bytes, status: int = 200, content_type: str = JSON_TYPE, headers: Iterable[Header] = ()
+    ) -> None:
+        self.body = body
+        self.status = status
+        self.content_type = content_type
+        self.headers = headers
+
+    async def send(self, send: Send, with_body: bool = True) -> None:
+        headers = [
+            (b"content-type", self.content_type.encode()),
+            (b"content-length", b"%d" % len(self.body)),
+            _NOSNIFF,
+            *self.headers,
+        ]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body if with_body else b""})
+
+
+def json_response(content: Any, status: int = 200, headers: Iterable[Header] = ()) -> Response:
+    """Any JSON content; NumPy scalars and contiguous arrays are written as numbers."""
+    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status, JSON_TYPE, headers)
+
+
+def error_response(error: Exception) -> Response:
+    """`{"error": "...", "details": ...}` with the status of the error's class; an unknown error is a 500."""
+    if not isinstance(error, ServingError):
+        log.error("unexpected error", exc_info=error)
+        return json_response({"error": "unexpected error; the cause is in the server's log"}, 500)
+    if isinstance(error, ModelFailed):
+        log.error("model failed", cause=error.cause)
+    status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    content: dict[str, Any] = {"error": str(error)}
+    details = error.details()
+    if details is not None:
+        content["details"] = details
+    headers: list[Header] = []
+    if isinstance(error, errors.QueueFull | errors.Unavailable):
+        headers.append((b"retry-after", b"%d" % error.retry_after_s))
+    if isinstance(error, errors.MethodNotAllowed):
+        headers.append((b"allow", error.allowed.encode()))
+    return json_response(content, status, headers)
+
+
+class Request:
+    """One HTTP request."""
+
+    __slots__ = ("_receive", "max_body_bytes", "method", "path", "scope")
+
+    def __init__(self, scope: Scope, receive: Receive, max_body_bytes: int) -> None:
+        self.scope = scope
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.max_body_bytes = max_body_bytes
+        self._receive = receive
+
+    def header(self, name: bytes) -> str | None:
+        """The first header of this (lower-case) name."""
+        for found, value in self.scope["headers"]:
+            if found == name:
+                text: str = value.decode("latin-1")
+                return text
+        return None
+
+    async def body(self) -> bytes:
+        """The whole body; raises BodyTooLarge once it is over the limit, ClientGone on a broken connection."""
+        limit = self.max_body_bytes
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        body: bytes = message.get("body", b"")
+        if message.get("more_body", False):
+            parts, size = [body], len(body)
+            while message.get("more_body", False):
+                message = await self._receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if size > limit:
+                    raise BodyTooLarge(limit)
+            body = b"".join(parts)
+        if len(body) > limit:
+            raise BodyTooLarge(limit)
+        return body
+
+    def require_json(self) -> None:
+        """Raise UnsupportedContentType unless the body is said to be JSON, or nothing is said of it."""
+        found = self.header(b"content-type")
+        if found is None or found == JSON_TYPE:
+            return
+        kind = found.partition(";")[0].strip().lower()
+        if kind != JSON_TYPE and not kind.endswith("+json"):
+            raise UnsupportedContentType(found, JSON_TYPE)
+
+    async def until_gone(self) -> None:
+        """Return when the client has closed the connection. Only after `body`."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def outcome(self, work: Awaitable[Outcome]) -> Outcome:
+        """The result of work; where it is long and the client goes away first, it is given up and ClientGone raised."""
+        task = asyncio.ensure_future(work)
+        # Short work is done by now: it runs on the event loop, in its next turns.
+        for _ in range(SHORT_TURNS):
+            if task.done():
+                return task.result()
+            await asyncio.sleep(0)
+        gone = asyncio.ensure_future(self.until_gone())
+        try:
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ClientGone
+            return task.result()
+        finally:
+            gone.cancel()
+            task.cancel()
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def read_json(body: bytes) -> Any:
+    """The body as JSON; raises InvalidRequest.
+
+    NaN, Infinity and numbers too large for a double are no JSON, but they are read here, so that the refusal can say
+    in which row and feature they stand.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        reason = str(error)
+    if not body:
+        raise InvalidRequest("the body is empty, wanted a JSON object")
+    try:
+        # ValueError: not JSON for this reader either, not UTF-8, or an integer of thousands of digits.
+        return json.loads(body.decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise InvalidRequest(f"the body is not JSON: {reason}") from None
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """The body as a JSON object; raises InvalidRequest."""
+    content = read_json(body)
+    if type(content) is not dict:
+        raise InvalidField("the body", quote(content), "a JSON object")
+    return content

@@ -1,0 +1,54 @@
+"""Arrays to answers: several outputs, and answers that are no numbers."""
+
+import numpy as np
+import orjson
+import pytest
+
+from models.contract import Manifest, ModelOutput
+from serving import answers
+from serving.errors import InvalidRequest
+
+
+def manifest(*outputs: ModelOutput) -> Manifest:
+    return Manifest(
+        name="some",
+        version=1,
+        created="2026-01-01T00:00:00+00:00",
+        inputs=[],
+        outputs=list(outputs),
+        stochastic_layers=[],
+        num_samples=100,
+        seed=0,
+        signatures={},
+        examples=[],
+        library_versions={},
+        files={},
+    )
+
+
+def test_answers_are_grouped_by_output_where_there_are_several():
+    several = manifest(
+        ModelOutput(name="kind", prefix="kind_", task="classification", shape=[2], labels=["a", "b"]),
+        ModelOutput(name="size", prefix="size_", task="regression", shape=[2]),
+    )
+    arrays = {
+        "kind_probabilities": np.array([[0.25, 0.75]], np.float32),
+        "size_mean": np.array([[1.5, 2.5]], np.float32),
+    }
+    written = orjson.loads(orjson.dumps(answers.predictions(several, arrays), option=orjson.OPT_SERIALIZE_NUMPY))
+    assert written == [{"kind": {"label": "b", "probabilities": {"a": 0.25, "b": 0.75}}, "size": {"mean": [1.5, 2.5]}}]
+
+
+def test_what_a_regression_s_signatures_do_not_carry_is_absent():
+    single = manifest(ModelOutput(name="y", task="regression", shape=[]))
+    arrays = {name: np.array([1.0, 2.0], np.float32) for name in ("mean", "epistemic_std", "standard_error", "lower")}
+    rows = answers.uncertainties(single, arrays, np.array([5, 6]), np.array([True, False]))
+    assert [set(row) for row in rows] == [{"mean", "epistemic_std", "standard_error", "num_samples", "converged"}] * 2
+    assert [(row["num_samples"], row["converged"]) for row in rows] == [(5, True), (6, False)]
+
+
+def test_an_answer_that_is_no_number_is_refused_by_its_row():
+    single = manifest(ModelOutput(name="y", task="classification", shape=[2]))
+    arrays = {"probabilities": np.array([[0.5, 0.5], [np.nan, np.nan]], np.float32)}
+    with pytest.raises(InvalidRequest, match="row 1: the network overflows"):
+        answers.predictions(single, arrays)

@@ -1,0 +1,220 @@
+"""The micro-batcher over a real artifact: what is mixed, what is refused, what waits for what."""
+
+import asyncio
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+from models.artifact import publish
+from serving.batcher import Batcher, Call
+from serving.errors import DeadlineExceeded, InvalidRequest, QueueFull, Unavailable
+from serving.graph import Arrays
+from serving.runtime import Model
+from serving.settings import Settings
+
+
+@dataclasses.dataclass
+class CountedModel(Model):
+    """The real model, with a count of the rows of each call."""
+
+    calls: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+
+    def run(self, function, arguments) -> Arrays:
+        outputs = super().run(function, arguments)
+        self.calls.append((function, len(next(iter(outputs.values())))))
+        return outputs
+
+
+@pytest.fixture(scope="module")
+def model(trained) -> CountedModel:
+    return CountedModel.load(trained.folder)
+
+
+@pytest.fixture(autouse=True)
+def forget_calls(model):
+    model.calls.clear()
+
+
+def predict(model: Model) -> Call:
+    return Call(model, "serving_default")
+
+
+def draw(model: Model, num_samples: int, seed: int = 0) -> Call:
+    return Call(model, "mc_sample", (("num_samples", num_samples), ("seed", seed)), num_samples)
+
+
+def rows_of(trained, start: int, stop: int) -> Arrays:
+    return {"features": trained.rows[start:stop]}
+
+
+def test_requests_of_one_turn_share_a_call_and_get_their_own_rows(model, trained):
+    async def main():
+        batcher = Batcher(Settings())
+        work = [batcher.submit(predict(model), rows_of(trained, index, index + 1 + index % 3)) for index in range(60)]
+        answers = await asyncio.gather(*work)
+        batcher.close()
+        return answers
+
+    answers = asyncio.run(main())
+    assert model.calls == [("serving_default", sum(1 + index % 3 for index in range(60)))]
+    alone = model.run("serving_default", {"features": trained.rows})["probabilities"]
+    for index, answer in enumerate(answers):
+        np.testing.assert_allclose(answer["probabilities"], alone[index : index + 1 + index % 3], atol=1e-6)
+
+
+def test_requests_with_other_settings_do_not_share_a_call(model, trained):
+    asked = [(50, 0), (50, 1), (60, 0), (50, 0), (50, 1)]
+
+    async def main():
+        batcher = Batcher(Settings())
+        work = [batcher.submit(draw(model, *settings), rows_of(trained, 3, 5)) for settings in asked]
+        answers = await asyncio.gather(*work)
+        batcher.close()
+        return answers
+
+    answers = asyncio.run(main())
+    assert sorted(rows for _, rows in model.calls) == [2, 4, 4]
+    for (num_samples, seed), answer in zip(asked, answers, strict=True):
+        arguments = {**rows_of(trained, 3, 5), "num_samples": num_samples, "seed": seed}
+        alone = model.run("mc_sample", arguments)
+        for name, values in alone.items():
+            np.testing.assert_allclose(answer[name], values, atol=1e-6)
+
+
+@pytest.mark.parametrize("inline_ms", [0, 1e6], ids=["on the thread", "on the event loop"])
+def test_a_large_request_is_cut_and_put_together_again(model, trained, inline_ms):
+    async def main():
+        batcher = Batcher(Settings(batch_rows=30, batch_row_draws=1000, inline_ms=inline_ms))
+        answers = await asyncio.gather(
+            batcher.submit(predict(model), rows_of(trained, 0, 208)),
+            batcher.submit(draw(model, 100), rows_of(trained, 0, 25)),
+            batcher.submit(draw(model, 5000), rows_of(trained, 0, 2)),
+        )
+        assert batcher.open_requests == 0
+        batcher.close()
+        return answers
+
+    predicted, drawn, long_drawn = asyncio.run(main())
+    calls = list(model.calls)
+    assert [rows for function, rows in calls if function == "serving_default"] == [30] * 6 + [28]
+    assert sorted(rows for function, rows in calls if function == "mc_sample") == [1, 1, 5, 10, 10]
+    whole = model.run("serving_default", {"features": trained.rows})
+    np.testing.assert_allclose(predicted["probabilities"], whole["probabilities"], atol=1e-6)
+    whole = model.run("mc_sample", {**rows_of(trained, 0, 25), "num_samples": 100, "seed": 0})
+    np.testing.assert_allclose(drawn["std"], whole["std"], atol=1e-6)
+    assert long_drawn["std"].shape == (2, 2)
+
+
+def test_a_long_mc_call_makes_no_prediction_wait_for_its_end(model, trained):
+    async def main():
+        batcher = Batcher(Settings(max_row_draws=10**9, max_queue_row_draws=10**9))
+        # A minute of work, of which the test waits for one part: the rest is given up.
+        long = batcher.submit(draw(model, 10_000), {"features": np.tile(trained.rows, [50, 1])})
+        await asyncio.sleep(0)
+        for index in range(20):
+            await batcher.submit(predict(model), rows_of(trained, index, index + 1))
+            assert not long.done()
+        short = batcher.submit(draw(model, 50), rows_of(trained, 0, 1))
+        await short
+        assert not long.done()
+        long.cancel()
+        batcher.close()
+
+    asyncio.run(main())
+
+
+def test_a_full_queue_refuses_and_then_takes_again(model, trained):
+    async def main():
+        batcher = Batcher(Settings(max_queue=5))
+        work = [batcher.submit(predict(model), rows_of(trained, 0, 1)) for _ in range(5)]
+        with pytest.raises(QueueFull):
+            batcher.submit(predict(model), rows_of(trained, 0, 1))
+        # Another lane, another queue.
+        work.append(batcher.submit(draw(model, 10), rows_of(trained, 0, 1)))
+        await asyncio.gather(*work)
+        await batcher.submit(predict(model), rows_of(trained, 0, 1))
+        batcher.close()
+
+    asyncio.run(main())
+
+
+def test_too_many_draws_in_the_queue_are_refused(model, trained):
+    async def main():
+        batcher = Batcher(Settings(max_queue_row_draws=1000))
+        # The first one is taken whatever its size: a limit of its own bounds it.
+        first = batcher.submit(draw(model, 2000), rows_of(trained, 0, 1))
+        with pytest.raises(QueueFull):
+            batcher.submit(draw(model, 10), rows_of(trained, 0, 1))
+        await first
+        await batcher.submit(draw(model, 10), rows_of(trained, 0, 1))
+        batcher.close()
+
+    asyncio.run(main())
+
+
+def test_a_request_past_its_deadline_is_given_up(model, trained):
+    async def main():
+        batcher = Batcher(Settings(deadline_ms=100, max_queue_row_draws=10**9))
+        with pytest.raises(DeadlineExceeded, match="no answer within 100 ms"):
+            await batcher.submit(draw(model, 10_000), rows_of(trained, 0, 208))
+        calls = len(model.calls)
+        await batcher.submit(draw(model, 10), rows_of(trained, 0, 1))
+        # At most the part that was being computed came after.
+        assert len(model.calls) <= calls + 2
+        assert batcher.open_requests == 0
+        batcher.close()
+
+    asyncio.run(main())
+
+
+def test_a_request_that_nobody_waits_for_is_never_run(model, trained):
+    async def main():
+        batcher = Batcher(Settings())
+        given_up = [batcher.submit(predict(model), rows_of(trained, 0, 1)) for _ in range(10)]
+        for work in given_up[1:]:
+            work.cancel()
+        await given_up[0]
+        assert batcher.open_requests == 0
+        batcher.close()
+
+    asyncio.run(main())
+    assert model.calls == [("serving_default", 1)]
+
+
+def test_after_close_nothing_waits_and_nothing_is_taken(model, trained):
+    async def main():
+        batcher = Batcher(Settings())
+        work = batcher.submit(predict(model), rows_of(trained, 0, 1))
+        batcher.close()
+        with pytest.raises(Unavailable):
+            await work
+        with pytest.raises(Unavailable):
+            batcher.submit(predict(model), rows_of(trained, 0, 1))
+
+    asyncio.run(main())
+
+
+def test_a_request_that_the_model_refuses_does_not_fail_its_batch_mates(tmp_path):
+    """An embedding refuses an index outside of its table."""
+    words = keras.Input((2,), dtype="int32", name="words")
+    hidden = keras.layers.Flatten()(keras.layers.Embedding(5, 3)(words))
+    hidden = keras.layers.Dropout(0.5)(hidden)
+    network = keras.Model(words, keras.layers.Dense(2, activation="softmax", name="kind")(hidden))
+    model = Model.load(publish(network, name="words", repository=tmp_path))
+
+    async def main():
+        batcher = Batcher(Settings())
+        sent = [[0, 1], [4, 5], [2, 3]]
+        work = [batcher.submit(predict(model), {"words": np.array([row], np.int32)}) for row in sent]
+        answers = await asyncio.gather(*work, return_exceptions=True)
+        batcher.close()
+        return answers
+
+    good, refused, also_good = asyncio.run(main())
+    assert isinstance(refused, InvalidRequest)
+    assert "5" in str(refused)
+    expected = network.predict(np.array([[0, 1], [2, 3]]), verbose=0)
+    np.testing.assert_allclose(good["probabilities"], expected[:1], atol=1e-6)
+    np.testing.assert_allclose(also_good["probabilities"], expected[1:], atol=1e-6)

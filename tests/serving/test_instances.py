@@ -1,0 +1,196 @@
+"""Reading rows for every kind of input, from manifests alone."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.contract import Feature, Manifest, ModelInput
+from serving.errors import InvalidField, InvalidInstance
+from serving.instances import InstanceReader
+
+
+def reader(*inputs: ModelInput) -> InstanceReader:
+    return InstanceReader(
+        Manifest(
+            name="some",
+            version=1,
+            created="2026-01-01T00:00:00+00:00",
+            inputs=list(inputs),
+            outputs=[],
+            stochastic_layers=[],
+            num_samples=100,
+            seed=0,
+            signatures={},
+            examples=[],
+            library_versions={},
+            files={},
+        )
+    )
+
+
+def numeric(name: str, nullable: bool = False) -> Feature:
+    return Feature(name=name, kind="numeric", nullable=nullable)
+
+
+TABLE = ModelInput(name="features", dtype="float32", shape=[3], features=[numeric(name) for name in "abc"])
+NULLABLE = ModelInput(
+    name="features", dtype="float32", shape=[3], features=[numeric("a"), numeric("b", nullable=True), numeric("c")]
+)
+MIXED = [
+    ModelInput(name="age", dtype="float32", shape=[], features=[numeric("age", nullable=True)]),
+    ModelInput(name="visits", dtype="int64", shape=[], features=[numeric("visits")]),
+    ModelInput(name="member", dtype="bool", shape=[], features=[Feature(name="member", kind="boolean")]),
+    ModelInput(
+        name="home_town",
+        dtype="string",
+        shape=[],
+        features=[Feature(name="home town", kind="categorical", nullable=True)],
+    ),
+]
+IMAGE = ModelInput(name="image", dtype="float32", shape=[2, 3, 1])
+SEQUENCE = ModelInput(name="steps", dtype="float32", shape=[None, 2])
+BRANCHES = [ModelInput(name="left", dtype="float32", shape=[3]), ModelInput(name="right", dtype="int32", shape=[2])]
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=3), children, max_size=4),
+    max_leaves=20,
+)
+
+
+def test_lists_and_objects_give_the_same_matrix():
+    lists = reader(TABLE).read([[1, 2.5, 3], [4, 5, 6]])["features"]
+    objects = reader(TABLE).read([{"c": 3, "a": 1, "b": 2.5}, {"a": 4, "b": 5, "c": 6}])["features"]
+    assert lists.dtype == np.float32
+    np.testing.assert_array_equal(lists, [[1, 2.5, 3], [4, 5, 6]])
+    np.testing.assert_array_equal(objects, lists)
+
+
+def test_null_and_absent_names_are_missing_values_in_nullable_columns_only():
+    by_list = reader(NULLABLE).read([[1, None, 3], [1, 2, 3]])["features"]
+    by_name = reader(NULLABLE).read([{"a": 1, "c": 3}, {"a": 1, "b": 2, "c": 3}])["features"]
+    assert math.isnan(by_list[0, 1])
+    np.testing.assert_array_equal(by_name, by_list)
+    with pytest.raises(InvalidInstance, match='row 0, feature "a": found null, wanted a finite float32 number'):
+        reader(NULLABLE).read([[None, 2, 3]])
+    with pytest.raises(InvalidInstance, match='row 0, feature "b": found NaN'):
+        reader(NULLABLE).read([[1, math.nan, 3]])
+
+
+def test_a_table_of_several_types_has_one_array_a_column():
+    rows = [[41.5, 3, True, "Ulm"], {"age": None, "visits": 0, "member": False}]
+    arrays = {name: array.tolist() for name, array in reader(*MIXED).read(rows[:1]).items()}
+    assert arrays == {"age": [41.5], "visits": [3], "member": [True], "home_town": ["Ulm"]}
+    missing = reader(*MIXED).read(rows[1:])
+    assert math.isnan(missing["age"][0])
+    assert missing["home_town"].tolist() == [""]
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ([41.5, 3.0, True, "Ulm"], 'feature "visits": found 3.0, wanted an integer'),
+        ([41.5, 2**63, True, "Ulm"], 'feature "visits": found 9223372036854775808, wanted an integer from'),
+        ([41.5, 3, 1, "Ulm"], 'feature "member": found 1, wanted true or false'),
+        ([41.5, 3, True, 7], 'feature "home town": found 7, wanted a string or null'),
+        ([41.5, 3, True, "\ud800"], 'feature "home town": found "\\ud800", wanted a string or null'),
+    ],
+)
+def test_a_table_of_several_types_refuses_by_column(row, named):
+    with pytest.raises(InvalidInstance) as refused:
+        reader(*MIXED).read([row])
+    assert f"row 0, {named}" in str(refused.value)
+
+
+def test_an_image_is_a_nested_list_or_an_object_with_its_input():
+    pixels = [[[1], [2], [3]], [[4], [5], [6]]]
+    plain = reader(IMAGE).read([pixels, pixels])["image"]
+    assert plain.shape == (2, 2, 3, 1)
+    np.testing.assert_array_equal(plain[1], pixels)
+    np.testing.assert_array_equal(reader(IMAGE).read([{"image": pixels}, {"image": pixels}])["image"], plain)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "named"),
+    [
+        (
+            [[[1], [2], [3]]],
+            'feature "image": found a list of 1, wanted a list of 2: float32 values of shape [2, 3, 1]',
+        ),
+        ([[[1], [2], [3]], [[4], [5]]], 'feature "image[1]": found a list of 2, wanted a list of 3'),
+        ([[[1], [2], [3]], [[4], [True], [6]]], 'feature "image[1][1][0]": found true, wanted a finite float32'),
+        ([[[1], [2], [3]], [[4], 5, [6]]], 'feature "image[1][1]": found 5, wanted float32 values of shape'),
+        ([[[1], [2], [3]], "456"], 'feature "image[1]": found "456", wanted float32 values of shape'),
+    ],
+)
+def test_a_wrong_image_is_refused_by_its_place(pixels, named):
+    good = [[[1], [2], [3]], [[4], [5], [6]]]
+    with pytest.raises(InvalidInstance) as refused:
+        reader(IMAGE).read([good, pixels])
+    assert f"row 1, {named}" in str(refused.value)
+
+
+def test_a_free_axis_may_have_any_length_that_all_rows_share():
+    assert reader(SEQUENCE).read([[[1, 2], [3, 4], [5, 6]]])["steps"].shape == (1, 3, 2)
+    with pytest.raises(InvalidInstance, match=r'row 1, feature "steps": found shape \[1, 2\], wanted the first row'):
+        reader(SEQUENCE).read([[[1, 2], [3, 4]], [[1, 2]]])
+    with pytest.raises(InvalidInstance, match='row 0, feature "steps": found an empty list'):
+        reader(SEQUENCE).read([[]])
+
+
+def test_several_inputs_are_objects_by_input_name():
+    arrays = reader(*BRANCHES).read([{"left": [1, 2, 3], "right": [4, 5]}, {"right": [9, 8], "left": [7, 6, 5]}])
+    np.testing.assert_array_equal(arrays["left"], np.array([[1, 2, 3], [7, 6, 5]], np.float32))
+    np.testing.assert_array_equal(arrays["right"], np.array([[4, 5], [9, 8]], np.int32))
+    with pytest.raises(InvalidInstance, match='row 0, feature "right": found no value'):
+        reader(*BRANCHES).read([{"left": [1, 2, 3]}])
+    with pytest.raises(InvalidInstance, match='row 0, feature "up": found an unknown input, wanted one of left, right'):
+        reader(*BRANCHES).read([{"left": [1, 2, 3], "right": [4, 5], "up": []}])
+    with pytest.raises(InvalidInstance, match="row 0: found a list of 3, wanted an object"):
+        reader(*BRANCHES).read([[1, 2, 3]])
+
+
+@pytest.mark.parametrize("inputs", [[TABLE], [NULLABLE], MIXED, [IMAGE], [SEQUENCE], BRANCHES])
+@given(instances=ANY_JSON)
+def test_whatever_is_sent_is_read_or_refused_with_one_line(inputs, instances):
+    message = ""
+    try:
+        arrays = reader(*inputs).read(instances)
+    except (InvalidField, InvalidInstance) as refused:
+        message = str(refused)
+    else:
+        for item in inputs:
+            assert len(arrays[item.name]) == len(instances)
+    assert "\n" not in message
+    assert message.encode().decode() == message
+
+
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False) | st.integers(-(10**6), 10**6)
+
+
+@given(rows=st.lists(st.lists(finite, min_size=3, max_size=3), min_size=1, max_size=5))
+def test_reading_in_bulk_and_value_by_value_agree(rows):
+    """A nullable column with a null sends the reader the slow way."""
+    bulk = reader(NULLABLE).read(rows)["features"]
+    slow = reader(NULLABLE).read([*rows, [0, None, 0]])["features"]
+    np.testing.assert_array_equal(slow[:-1], bulk)
+
+
+LARGEST = float(np.finfo(np.float32).max)
+
+
+@pytest.mark.parametrize("value", [LARGEST, -LARGEST, int(LARGEST), 3.4028235677973362e38, 5e-324, -0.0])
+def test_the_largest_and_smallest_values_of_a_float32_are_read(value):
+    array = reader(TABLE).read([[value, 0, 0]])["features"]
+    assert array[0, 0] == np.float32(value)
+
+
+@pytest.mark.parametrize("value", [3.4028235677973366e38, -3.4028235677973366e38, 2**128, 10**400, -(10**400)])
+def test_values_that_a_float32_would_round_to_infinity_are_refused(value):
+    with pytest.raises(InvalidInstance, match='row 0, feature "a"'):
+        reader(TABLE).read([[value, 0, 0]])
+    with pytest.raises(InvalidInstance, match='row 0, feature "a"'):
+        reader(NULLABLE).read([[value, None, 0]])

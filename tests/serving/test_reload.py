@@ -1,0 +1,225 @@
+"""Versions come and go under a running server, and nobody notices but by the version in the answer."""
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.process import bentoml_serve
+from tests.serving.versions import publish_as, wait_for
+from training.pipeline import train
+from training.plan import plan
+from training.progress import Reporter
+
+# Often enough that a test need not wait.
+POLL_S = "0.1"
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """Another network on the same data, published as some other repository's version 1."""
+    repository = tmp_path_factory.mktemp("other")
+    return train(plan("sonar", repository=repository, seed=1, num_samples=100, epochs=2), Reporter(quiet=True))
+
+
+@dataclass
+class Repository:
+    """A repository whose odd versions are one network and whose even versions are another."""
+
+    root: Path
+    folders: tuple[Path, Path]
+    rock: tuple[np.ndarray, np.ndarray]
+    """Both networks' probability of `rock` for the first rows."""
+    instances: list[list[float]]
+    versions: list[int] = field(default_factory=list)
+
+    def publish(self) -> int:
+        version = max(self.versions, default=0) + 1
+        publish_as(self.folders[version % 2 == 0], self.root, version)
+        self.versions.append(version)
+        return version
+
+    @property
+    def body(self) -> dict:
+        return {"instances": self.instances}
+
+    def assert_from_one_version(self, answer: dict) -> int:
+        """The version that the answer says it is from, which all of its numbers must be from."""
+        version = int(answer["model"]["version"])
+        found = [row["probabilities"]["rock"] for row in answer["predictions"]]
+        np.testing.assert_allclose(found, self.rock[version % 2 == 0], atol=1e-6)
+        return version
+
+
+@pytest.fixture
+def repository(trained, other, tmp_path) -> Repository:
+    rows = trained.rows[:3]
+    networks = (trained.model, other.variants[0].model)
+    rock = tuple(network.predict(rows, verbose=0)[:, 0] for network in networks)
+    assert np.abs(rock[0] - rock[1]).max() > 0.01
+    made = Repository(tmp_path / "artifacts", (trained.folder, other.folder), rock, rows.tolist())
+    made.publish()
+    return made
+
+
+@pytest.fixture
+def served(repository, tmp_path) -> Iterator[httpx.Client]:
+    with (
+        bentoml_serve(repository.root, tmp_path / "log", DROPSERVE_POLL_S=POLL_S) as served,
+        httpx.Client(base_url=served.url, timeout=60) as client,
+    ):
+        yield client
+
+
+def version_of(client: httpx.Client, repository: Repository) -> int:
+    return repository.assert_from_one_version(client.post("/predict", json=repository.body).raise_for_status().json())
+
+
+def is_current(client: httpx.Client, repository: Repository, version: int) -> bool:
+    return version_of(client, repository) == version
+
+
+def test_ten_version_changes_under_load_disturb_no_request(repository, served):
+    finished = threading.Event()
+    failures: list[str] = []
+    seen: list[list[int]] = [[] for _ in range(3)]
+
+    def user(versions: list[int], path: str) -> None:
+        with httpx.Client(base_url=served.base_url, timeout=60) as client:
+            while not finished.is_set():
+                answer = client.post(path, json=repository.body)
+                if answer.status_code != 200:
+                    failures.append(answer.text)
+                elif path == "/predict":
+                    versions.append(repository.assert_from_one_version(answer.json()))
+                else:
+                    versions.append(int(answer.json()["model"]["version"]))
+                # Two cores have to load the versions, too.
+                time.sleep(0.005)
+
+    users = [
+        threading.Thread(target=user, args=(versions, path))
+        for versions, path in zip(seen, ["/predict", "/predict", "/uncertainty"], strict=True)
+    ]
+    for thread in users:
+        thread.start()
+    try:
+        for _ in range(10):
+            version = repository.publish()
+            wait_for(partial(is_current, served, repository, version), f"version {version}")
+    finally:
+        finished.set()
+        for thread in users:
+            thread.join()
+    assert failures == []
+    for versions in seen:
+        assert versions == sorted(versions)
+        assert len(set(versions)) > 5
+
+
+def test_a_broken_version_leaves_the_old_one_answering_until_it_is_repaired(repository, served):
+    source = repository.folders[1]
+    broken = repository.root / "sonar" / "2"
+    staging = publish_as(source, repository.root.parent / "elsewhere", 2)
+    # Half copied: the manifest is there, the graph is not yet.
+    broken.mkdir()
+    shutil.copy(staging / "manifest.json", broken)
+    status = lambda: served.get("/v1/models/sonar").json()["model_version_status"]  # noqa: E731
+    wait_for(lambda: status()[0]["version"] == "2" and status()[0]["state"] == "END", "the refusal of version 2")
+    assert "missing" in status()[0]["status"]["error_message"]
+    assert version_of(served, repository) == 1
+    # The copy goes on, and is complete.
+    shutil.copytree(staging, broken, dirs_exist_ok=True)
+    wait_for(lambda: version_of(served, repository) == 2, "version 2")
+    # An altered one.
+    third = publish_as(source, repository.root.parent / "elsewhere", 3)
+    data = next(third.glob("variables/variables.data-*"))
+    data.write_bytes(bytes(byte ^ 255 for byte in data.read_bytes()))
+    shutil.copytree(third, repository.root / "sonar" / "3")
+    wait_for(lambda: status()[0]["version"] == "3" and status()[0]["state"] == "END", "the refusal of version 3")
+    assert version_of(served, repository) == 2
+
+
+def test_a_version_that_is_deleted_gives_way_to_an_older_one_and_the_last_one_stays(repository, served):
+    repository.publish()
+    wait_for(lambda: version_of(served, repository) == 2, "version 2")
+    shutil.rmtree(repository.root / "sonar" / "2")
+    wait_for(lambda: version_of(served, repository) == 1, "version 1")
+    shutil.rmtree(repository.root / "sonar")
+    for _ in range(20):
+        assert version_of(served, repository) == 1
+    shutil.rmtree(repository.root)
+    assert version_of(served, repository) == 1
+
+
+def test_labels_pins_and_canaries_follow_the_file(repository, served):
+    routing = repository.root / "sonar" / "routing.json"
+    for _ in range(3):
+        repository.publish()
+    wait_for(lambda: version_of(served, repository) == 4, "version 4")
+
+    def labelled(label: str) -> httpx.Response:
+        return served.post(f"/v1/models/sonar/labels/{label}:predict", json=repository.body)
+
+    assert labelled("stable").status_code == 400
+    # A label keeps an old version loaded; one that is not there moves nowhere.
+    routing.write_text(json.dumps({"labels": {"stable": 1, "canary": 3, "next": 9}}))
+    wait_for(lambda: labelled("stable").status_code == 200, "label stable")
+    wait_for(lambda: labelled("canary").status_code == 200, "label canary")
+    assert labelled("next").status_code == 400
+    for label, version in (("stable", 1), ("canary", 3)):
+        found = [row[1] for row in labelled(label).json()["predictions"]]
+        np.testing.assert_allclose(found, repository.rock[version % 2 == 0], atol=1e-6)
+    # A pin answers what names no version.
+    routing.write_text(json.dumps({"pin": 2, "canary": {"version": 3, "share": 0.4}}))
+    wait_for(lambda: version_of(served, repository) in (2, 3), "the pin")
+    bodies = [{"instances": [[index / 500, *repository.instances[0][1:]]]} for index in range(200)]
+    first = [served.post("/predict", json=body).json()["model"]["version"] for body in bodies]
+    again = [served.post("/predict", json=body).json()["model"]["version"] for body in bodies]
+    assert first == again
+    assert set(first) == {"2", "3"}
+    assert 40 <= first.count("3") <= 120
+    # A file that cannot be read changes nothing.
+    routing.write_text('{"pin": "two"}')
+    for _ in range(20):
+        assert [served.post("/predict", json=body).json()["model"]["version"] for body in bodies[:5]] == first[:5]
+    routing.unlink()
+    wait_for(lambda: version_of(served, repository) == 4, "version 4 again")
+
+
+def test_a_start_passes_over_a_broken_newest_version(repository, tmp_path):
+    repository.publish()
+    (repository.root / "sonar" / "2" / "saved_model.pb").unlink()
+    with bentoml_serve(repository.root, tmp_path / "log", DROPSERVE_POLL_S=POLL_S) as served:
+        answer = httpx.post(f"{served.url}/predict", json=repository.body, timeout=60).json()
+    assert repository.assert_from_one_version(answer) == 1
+    assert "saved_model.pb: missing" in (tmp_path / "log").read_text()
+
+
+def test_a_new_model_is_served_without_a_restart_and_the_default_stays(repository, served):
+    publish_as(repository.folders[1], repository.root, 1, name="second")
+    wait_for(lambda: "AVAILABLE" in served.get("/v1/models/second").text, "the second model")
+    answer = served.post("/v1/models/second:predict", json=repository.body).raise_for_status().json()
+    np.testing.assert_allclose([row[1] for row in answer["predictions"]], repository.rock[1], atol=1e-6)
+    assert version_of(served, repository) == 1
+
+
+def test_with_several_models_a_path_without_a_name_needs_a_choice(repository, tmp_path):
+    publish_as(repository.folders[1], repository.root, 1, name="second")
+    with bentoml_serve(repository.root, tmp_path / "log") as served:
+        refused = httpx.post(f"{served.url}/predict", json=repository.body, timeout=60)
+        named = httpx.post(f"{served.url}/v1/models/second:predict", json=repository.body, timeout=60)
+    assert refused.status_code == 404
+    assert "second, sonar" in refused.json()["error"]
+    assert named.status_code == 200
+    with bentoml_serve(repository.root, tmp_path / "log", DROPSERVE_MODEL="second") as served:
+        chosen = httpx.post(f"{served.url}/predict", json=repository.body, timeout=60)
+    assert chosen.json()["model"]["name"] == "second"

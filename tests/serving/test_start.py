@@ -1,0 +1,117 @@
+"""Starting: what cannot succeed exits at once, with one clear line and a code that is not 0."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+import pytest
+
+from models.contract import SAVED_MODEL_FILE, file_digest, manifest_bytes, read_manifest
+from tests.process import BENTOML_SERVE, DROPSERVE_SERVE, ROOT, bentoml_serve, free_port
+
+both_commands = pytest.mark.parametrize("command", [BENTOML_SERVE, DROPSERVE_SERVE], ids=["bentoml", "dropserve"])
+
+
+def environment(repository: Path, **settings: str) -> dict[str, str]:
+    return os.environ | {"DROPSERVE_REPOSITORY": str(repository)} | settings
+
+
+def failed_start(command: Sequence[str], repository: Path, **settings: str) -> str:
+    """The one line of ours on standard error; the exit code is checked."""
+    ran = subprocess.run(
+        [sys.executable, *command, "--host", "127.0.0.1", "--port", str(free_port())],
+        cwd=ROOT,
+        env=environment(repository, **settings),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode == 2, ran.stdout + ran.stderr
+    assert "Traceback" not in ran.stdout + ran.stderr
+    lines = [line for line in ran.stderr.splitlines() if line.startswith(("dropserve cannot start: ", "error: "))]
+    assert len(lines) == 1, ran.stderr
+    return lines[0]
+
+
+@pytest.fixture
+def copy(trained, tmp_path) -> Path:
+    """A repository of this test's own."""
+    shutil.copytree(trained.repository, tmp_path / "artifacts")
+    return tmp_path / "artifacts"
+
+
+@both_commands
+def test_without_a_model_the_start_is_refused(command, tmp_path):
+    assert f"{tmp_path}: no model here" in failed_start(command, tmp_path)
+
+
+@both_commands
+def test_an_unknown_model_is_refused(command, trained):
+    line = failed_start(command, trained.repository, DROPSERVE_MODEL="titanic")
+    assert "no model 'titanic', wanted one of sonar" in line
+
+
+@both_commands
+def test_an_altered_file_is_refused_by_name(command, copy):
+    path = next(copy.glob("sonar/1/variables/variables.data-*"))
+    path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
+    assert f"{path}: altered since it was published" in failed_start(command, copy)
+
+
+def test_a_graph_that_tensorflow_cannot_load_ends_the_server_too(copy):
+    """The digests are right, so that only the worker can find out."""
+    folder = copy / "sonar" / "1"
+    manifest = read_manifest(folder)
+    (folder / SAVED_MODEL_FILE).write_bytes(b"no graph")
+    files = {**manifest.files, SAVED_MODEL_FILE: file_digest(folder / SAVED_MODEL_FILE)}
+    resealed = manifest_bytes(manifest.model_copy(update={"files": files}))
+    (folder / "manifest.json").write_bytes(resealed)
+    assert "TensorFlow cannot load the graph" in failed_start(BENTOML_SERVE, copy)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("MAX_ROWS", "many"), ("DEVICE", "tpu"), ("MAX_NUM_SAMPLES", "1"), ("DEADLINE_MS", "-1")]
+)
+def test_a_wrong_setting_is_refused_by_name(trained, setting, value):
+    assert f"DROPSERVE_{setting}='{value}'" in failed_start(
+        BENTOML_SERVE, trained.repository, **{f"DROPSERVE_{setting}": value}
+    )
+
+
+def test_a_gpu_that_is_not_there_is_refused(trained):
+    line = failed_start(BENTOML_SERVE, trained.repository, DROPSERVE_DEVICE="gpu", CUDA_VISIBLE_DEVICES="")
+    assert "TensorFlow finds no GPU" in line
+
+
+def test_a_port_that_is_taken_is_refused(trained):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ran = subprocess.run(
+            [sys.executable, *DROPSERVE_SERVE, "--host", "127.0.0.1", "--port", str(port)],
+            cwd=ROOT,
+            env=environment(trained.repository),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert ran.returncode == 2
+    assert ran.stderr.strip() == (
+        f"error: cannot listen on 127.0.0.1:{port}: Address already in use; choose another --port or --host"
+    )
+
+
+@both_commands
+def test_it_serves_from_the_project_root_and_says_that_there_is_no_gpu(command, trained, tmp_path):
+    log = tmp_path / "log"
+    with bentoml_serve(trained.repository, log, command=command, CUDA_VISIBLE_DEVICES="") as served:
+        answer = httpx.post(f"{served.url}/predict", json={"instances": trained.instances[:1]}, timeout=60)
+    assert answer.status_code == 200
+    assert log.read_text().count("no GPU found: running on CPU") == 1
