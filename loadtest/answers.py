@@ -1,0 +1,184 @@
+"""What an answer must be: its form, and what holds between its numbers whatever the model.
+
+The memory keeps the first answer of each (row, num_samples, seed): a row's answer depends on nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+# Probabilities come from float32 arithmetic.
+SUM_TOLERANCE = 1e-5
+# Matrix products block differently with the batch: two answers to one row agree to this, relative above 1.
+SAME_TOLERANCE = 2e-6
+# An identity between float32 numbers: absolute, and relative as well.
+IDENTITY_TOLERANCE = 1e-5
+
+NotNegative = Annotated[FiniteFloat, Field(ge=0)]
+Probability = Annotated[FiniteFloat, Field(ge=0, le=1)]
+Values = FiniteFloat | list[FiniteFloat]
+Spread = NotNegative | list[NotNegative]
+
+
+class AnswerError(Exception):
+    """An answer is wrong. `str()` says what was found and what was wanted."""
+
+
+class _Form(BaseModel):
+    # A later server may add fields; `strict`: a number in quotes is no number.
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class Model(_Form):
+    name: str
+    version: str
+
+
+class PredictAnswer(_Form):
+    model: Model
+    predictions: list[dict[str, Any]]
+
+
+class UncertaintyAnswer(PredictAnswer):
+    seed: int
+
+
+class ClassPrediction(_Form):
+    label: str
+    probabilities: dict[str, Probability]
+
+    def check(self) -> None:
+        total = math.fsum(self.probabilities.values())
+        if abs(total - 1) > SUM_TOLERANCE:
+            raise AnswerError(f"probabilities sum to {total:.7f}, wanted 1")
+        if self.probabilities.get(self.label) != max(self.probabilities.values()):
+            raise AnswerError(f"label {self.label!r} is not the one with the highest probability")
+
+
+class SampledClass(ClassPrediction):
+    std: dict[str, NotNegative]
+    standard_error: dict[str, NotNegative]
+    predictive_entropy: NotNegative
+    expected_entropy: NotNegative
+    mutual_information: NotNegative
+
+    def check_draws(self, num_samples: int) -> None:
+        self.check()
+        _check_same("predictive_entropy", self.predictive_entropy, _entropy(list(self.probabilities.values())))
+        _check_same("mutual_information", self.mutual_information, self.predictive_entropy - self.expected_entropy)
+        for label, std in self.std.items():
+            found = self.standard_error.get(label, math.nan)
+            _check_same(f"standard_error of {label}", found, std / math.sqrt(num_samples))
+
+
+class ValuePrediction(_Form):
+    mean: Values
+
+    def check(self) -> None:
+        """A finite number may be any number."""
+
+
+class SampledValue(ValuePrediction):
+    epistemic_std: Spread
+    standard_error: Spread
+
+    def check_draws(self, num_samples: int) -> None:
+        errors, stds = (v if isinstance(v, list) else [v] for v in (self.standard_error, self.epistemic_std))
+        if len(errors) != len(stds):
+            raise AnswerError(f"standard_error has {len(errors)} values, wanted {len(stds)}")
+        for found, std in zip(errors, stds, strict=True):
+            _check_same("standard_error", found, std / math.sqrt(num_samples))
+
+
+class Draws(_Form):
+    """What the draws of a row were, whatever its outputs."""
+
+    num_samples: int
+    converged: bool
+
+
+class Memory:
+    """Checks answers, each by itself and against what was answered before."""
+
+    def __init__(self) -> None:
+        self._first: dict[tuple, dict[str, Any]] = {}
+
+    def check_predict(self, body: bytes, rows: list[int]) -> None:
+        """Raise AnswerError unless `body` is a right answer of `/predict` to the rows with these numbers."""
+        answer = _parsed(PredictAnswer.model_validate_json, body)
+        for prediction in answer.predictions:
+            for output in _outputs(prediction):
+                form = ValuePrediction if "mean" in output else ClassPrediction
+                _parsed(form.model_validate, output).check()
+        self._compare(answer, rows, "predict")
+
+    def check_uncertainty(self, body: bytes, rows: list[int], num_samples: int | None, seed: int | None) -> None:
+        """Raise AnswerError unless `body` is a right answer of `/uncertainty`; None: not sent, the model's default."""
+        answer = _parsed(UncertaintyAnswer.model_validate_json, body)
+        if seed is not None and answer.seed != seed:
+            raise AnswerError(f"seed is {answer.seed}, wanted {seed}")
+        for prediction in answer.predictions:
+            draws = _parsed(Draws.model_validate, prediction)
+            if num_samples is not None and draws.num_samples != num_samples:
+                raise AnswerError(f"num_samples is {draws.num_samples}, wanted {num_samples}")
+            for output in _outputs(prediction):
+                form = SampledValue if "mean" in output else SampledClass
+                _parsed(form.model_validate, output).check_draws(draws.num_samples)
+        self._compare(answer, rows, "uncertainty", num_samples, seed)
+
+    def _compare(self, answer: PredictAnswer, rows: list[int], *question: str | int | None) -> None:
+        if len(answer.predictions) != len(rows):
+            raise AnswerError(f"{len(answer.predictions)} predictions, wanted {len(rows)}, one for each row")
+        for row, found in zip(rows, answer.predictions, strict=True):
+            first = self._first.setdefault((answer.model.name, answer.model.version, row, *question), found)
+            difference = _difference(first, found)
+            if difference is not None:
+                raise AnswerError(f"row {row} was answered differently before: {difference}")
+
+
+def _parsed(validate: Any, content: Any) -> Any:
+    try:
+        return validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise AnswerError(f"answer has another form, at {where or 'the top'}: {first['msg']}") from error
+
+
+def _outputs(prediction: dict[str, Any]) -> list[Any]:
+    """The prediction itself, or with several outputs the prediction of each."""
+    groups = [value for value in prediction.values() if isinstance(value, dict)]
+    return [prediction] if {"probabilities", "mean"} & prediction.keys() or not groups else groups
+
+
+def _entropy(probabilities: list[float]) -> float:
+    """In nats."""
+    return -sum(p * math.log(p) for p in probabilities if p > 0)
+
+
+def _check_same(name: str, found: float, wanted: float) -> None:
+    # Written so that NaN fails.
+    if not abs(found - wanted) <= IDENTITY_TOLERANCE * (1 + abs(wanted)):
+        raise AnswerError(f"{name} is {found:.7f}, wanted {wanted:.7f} by the answer's other numbers")
+
+
+def _difference(first: Any, found: Any, where: str = "") -> str | None:
+    """Where two answers differ by more than rounding, in words; None where they do not."""
+    match first, found:
+        case dict(), dict():
+            if first.keys() != found.keys():
+                return f"{where or 'fields'} {sorted(first.keys() ^ found.keys())} only once"
+            parts = [(first[key], found[key], f"{where}.{key}".lstrip(".")) for key in first]
+        case list(), list():
+            if len(first) != len(found):
+                return f"{where} has {len(found)} values, {len(first)} before"
+            parts = [(a, b, f"{where}[{i}]") for i, (a, b) in enumerate(zip(first, found, strict=True))]
+        case (float() | int(), float() | int()) if not isinstance(first, bool):
+            same = abs(first - found) <= SAME_TOLERANCE * max(1.0, abs(first), abs(found))
+            return None if same else f"{where} is {found!r}, {first!r} before"
+        case _:
+            return None if first == found else f"{where} is {found!r}, {first!r} before"
+    return next((text for text in (_difference(*part) for part in parts) if text is not None), None)

@@ -1,0 +1,123 @@
+"""An answer's checks, on answers made by hand: each wrong number is named."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from typing import Any
+
+import pytest
+
+from loadtest.answers import AnswerError, Memory
+
+ENTROPY = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+SAMPLED = {
+    "label": "mine",
+    "probabilities": {"mine": 0.75, "rock": 0.25},
+    "std": {"mine": 0.2, "rock": 0.2},
+    "standard_error": {"mine": 0.02, "rock": 0.02},
+    "predictive_entropy": ENTROPY,
+    "expected_entropy": ENTROPY - 0.1,
+    "mutual_information": 0.1,
+    "num_samples": 100,
+    "converged": True,
+}
+VALUE = {"mean": 3.0, "epistemic_std": 0.5, "standard_error": 0.05, "num_samples": 100, "converged": True}
+
+
+def body(*predictions: dict[str, Any], **changes: Any) -> bytes:
+    answer = {"model": {"name": "sonar", "version": "1"}, "seed": 0, "predictions": predictions}
+    return json.dumps(answer | changes).encode()
+
+
+def changed(prediction: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    prediction = copy.deepcopy(prediction)
+    *parents, last = path.split(".")
+    place = prediction
+    for parent in parents:
+        place = place[parent]
+    place[last] = value
+    return prediction
+
+
+@pytest.mark.parametrize(
+    "prediction",
+    [
+        SAMPLED,
+        VALUE,
+        VALUE | {"mean": [1.0, 2.0], "epistemic_std": [0.5, 0.1], "standard_error": [0.05, 0.01]},
+        # One output of each kind: the draws are the row's.
+        {"object": SAMPLED, "depth": VALUE, "num_samples": 100, "converged": True},
+    ],
+    ids=["classes", "value", "values", "two outputs"],
+)
+def test_right_answer_passes_again_and_again(prediction):
+    memory = Memory()
+    for _ in range(2):
+        memory.check_predict(body(prediction), [5])
+        memory.check_uncertainty(body(prediction), [5], num_samples=100, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        ("probabilities.mine", 0.76, "probabilities sum to 1.01"),
+        ("probabilities.mine", 1.5, "probabilities.mine"),
+        ("probabilities.mine", "0.75", "probabilities.mine"),
+        ("probabilities.mine", math.nan, "probabilities.mine"),
+        ("label", "rock", "label 'rock'"),
+        ("predictive_entropy", -0.1, "predictive_entropy"),
+        ("predictive_entropy", ENTROPY + 0.001, "predictive_entropy"),
+        ("expected_entropy", -0.1, "expected_entropy"),
+        ("mutual_information", 0.2, "mutual_information"),
+        ("standard_error.mine", 0.03, "standard_error of mine"),
+        ("std.rock", 0.3, "standard_error of rock"),
+        ("num_samples", 99, "num_samples is 99, wanted 100"),
+        ("converged", "yes", "converged"),
+    ],
+)
+def test_wrong_number_of_a_class_answer_is_named(path, value, named):
+    with pytest.raises(AnswerError, match=named):
+        Memory().check_uncertainty(body(changed(SAMPLED, path, value)), [5], num_samples=100, seed=0)
+
+
+@pytest.mark.parametrize(("path", "value"), [("standard_error", 0.06), ("epistemic_std", -1.0), ("mean", None)])
+def test_wrong_number_of_a_regression_answer_is_named(path, value):
+    with pytest.raises(AnswerError, match=path):
+        Memory().check_uncertainty(body(changed(VALUE, path, value)), [5], num_samples=100, seed=0)
+
+
+def test_answer_for_another_seed_or_another_count_of_rows_is_refused():
+    with pytest.raises(AnswerError, match="seed is 0, wanted 7"):
+        Memory().check_uncertainty(body(SAMPLED), [5], num_samples=100, seed=7)
+    with pytest.raises(AnswerError, match="1 predictions, wanted 2"):
+        Memory().check_predict(body(SAMPLED), [5, 6])
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"model": {"name": "sonar"}, "predictions": []}', b"<html>"])
+def test_content_of_another_form_is_refused(content):
+    with pytest.raises(AnswerError, match="another form"):
+        Memory().check_predict(content, [])
+
+
+def test_same_row_must_get_the_same_answer_up_to_rounding():
+    memory = Memory()
+    memory.check_predict(body(SAMPLED), [5])
+    shifted = changed(changed(SAMPLED, "probabilities.mine", 0.75 + 1e-6), "probabilities.rock", 0.25 - 1e-6)
+    memory.check_predict(body(shifted), [5])
+    other = changed(changed(SAMPLED, "probabilities.mine", 0.7501), "probabilities.rock", 0.2499)
+    with pytest.raises(AnswerError, match=r"row 5 was answered differently before: probabilities\.mine is 0\.7501"):
+        memory.check_predict(body(SAMPLED, other), [4, 5])
+    # Another row, another version of the model: nothing to compare with.
+    memory.check_predict(body(other), [6])
+    memory.check_predict(body(other, model={"name": "sonar", "version": "2"}), [5])
+
+
+def test_same_row_may_differ_between_seeds_and_numbers_of_draws():
+    memory = Memory()
+    memory.check_uncertainty(body(SAMPLED), [5], num_samples=None, seed=None)
+    other = changed(SAMPLED, "expected_entropy", ENTROPY - 0.2) | {"mutual_information": 0.2}
+    memory.check_uncertainty(body(other, seed=7), [5], num_samples=None, seed=7)
+    with pytest.raises(AnswerError, match="row 5 was answered differently before"):
+        memory.check_uncertainty(body(other), [5], num_samples=None, seed=None)

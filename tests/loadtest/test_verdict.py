@@ -1,0 +1,127 @@
+"""The load test against a real server: it passes when all is well, and fails when one answer in a thousand is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.process import ROOT, free_port
+
+PROXY = Path(__file__).with_name("faulty_proxy.py")
+
+
+def loadtest(*options: str, run_time: str = "5s") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dropserve", "loadtest", "--run-time", run_time, "--users", "4", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+
+
+@contextlib.contextmanager
+def faulty_proxy(upstream: str, fault: str, every: int) -> Iterator[str]:
+    command = [sys.executable, str(PROXY), upstream, fault, str(every)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
+
+
+def test_healthy_server_passes(sonar_server):
+    done = loadtest("--host", sonar_server.url, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    verdict = json.loads(done.stdout)
+    assert verdict["passed"]
+    assert verdict["errors"] == []
+    assert {endpoint["name"] for endpoint in verdict["endpoints"]} == {"/predict", "/uncertainty"}
+    for figures in [*verdict["endpoints"], verdict["total"]]:
+        assert figures["requests"] > 0
+        assert figures["failures"] == 0
+        assert 0 < figures["p50_ms"] <= figures["p95_ms"] <= figures["p99_ms"]
+    assert verdict["total"]["requests"] == sum(endpoint["requests"] for endpoint in verdict["endpoints"])
+
+
+def test_summary_shows_figures_and_the_verdict(sonar_server):
+    done = loadtest("--host", sonar_server.url, run_time="2s")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for word in ("requests/s", "p50 ms", "p95 ms", "p99 ms", "failures", "/predict", "/uncertainty"):
+        assert word in done.stdout
+    assert done.stdout.strip().endswith("passed")
+
+
+def test_one_wrong_probability_in_a_thousand_answers_fails(sonar_server):
+    with faulty_proxy(sonar_server.url, "wrong_probability", every=1000) as url:
+        done = loadtest("--host", url, run_time="10s")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout.strip().endswith("failed")
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("wrong_sum", "probabilities sum to 1.01"),
+        ("negative_entropy", "predictive_entropy"),
+        ("wrong_standard_error", "standard_error"),
+        ("lost_row", "predictions, wanted"),
+        ("text_for_number", "should be a valid number"),
+        ("status_500", "status 500, wanted 200"),
+    ],
+)
+def test_wrong_answers_fail_and_are_named(sonar_server, fault, said):
+    with faulty_proxy(sonar_server.url, fault, every=10) as url:
+        done = loadtest("--host", url, "--json", run_time="4s")
+    assert done.returncode == 1, done.stdout + done.stderr
+    verdict = json.loads(done.stdout)
+    assert not verdict["passed"]
+    assert any(said in error for error, _ in verdict["errors"]), verdict["errors"]
+
+
+@pytest.mark.parametrize("form", ["csv by name", "csv in order", "json"])
+def test_own_rows_are_sent(sonar_server, tmp_path, form):
+    header, *lines = (ROOT / "training" / "data" / "sonar.csv").read_text().splitlines()[:5]
+    path = tmp_path / f"rows.{form.split()[0]}"
+    if form == "json":
+        path.write_text(json.dumps([[float(cell) for cell in line.split(",")[:-1]] for line in lines]))
+    else:
+        header = header if form == "csv by name" else header.replace("band_", "column_")
+        path.write_text("\n".join([header, *lines]))
+    target = [] if form == "json" else ["--target", "object"]
+    done = loadtest("--host", sonar_server.url, "--rows", str(path), *target, run_time="2s")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_rows_that_the_model_refuses_fail(sonar_server, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("band_01,depth\n0.1,3\n")
+    done = loadtest("--host", sonar_server.url, "--rows", str(path), "--json", run_time="2s")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert any("status 400" in error for error, _ in json.loads(done.stdout)["errors"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--rows", "absent.csv"], "absent.csv: cannot be read"),
+        (["--profile", "storm"], "profile 'storm'"),
+        (["--run-time", "soon"], "run time 'soon'"),
+        (["--users", "1"], "--users"),
+    ],
+)
+def test_bad_options_end_with_exit_code_2_and_one_line(sonar_server, options, said):
+    done = loadtest("--host", sonar_server.url, *options)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""
+
+
+def test_absent_server_ends_with_exit_code_2_and_one_line():
+    done = loadtest("--host", f"http://127.0.0.1:{free_port()}")
+    assert done.returncode == 2
+    assert "no server answers" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
