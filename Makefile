@@ -50,7 +50,7 @@ format: $(READY) ## format and fix what can be fixed mechanically
 	$(BIN)/ruff format .
 
 lock: $(READY) ## write the lock files anew from pyproject.toml and requirements/serving.in
-	$(UV_COMPILE) --extra dev pyproject.toml -o $(LOCK)
+	$(UV_COMPILE) --extra dev --extra ray --extra otel pyproject.toml -o $(LOCK)
 	$(UV_COMPILE) requirements/serving.in -c $(LOCK) -o $(SERVING_LOCK)
 
 loadtest: $(READY) ## put load on the server at PORT (3000) and give a verdict
