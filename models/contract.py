@@ -6,11 +6,12 @@ Needs pydantic and nothing else: no Keras, no TensorFlow. Serving imports this m
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 FORMAT = 1
 
@@ -48,6 +49,9 @@ DEFAULT_SEED = 0
 MIN_NUM_SAMPLES = 2
 # Positions in a stream of draws are counted in 63 bits; int32 is what the signature takes.
 MAX_NUM_SAMPLES = 2**31 - 1
+
+# Levels of the quantiles of an UncertaintyReference: ten bins of equal weight.
+REFERENCE_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?")
 
@@ -134,6 +138,36 @@ class Signature(_Typed):
     outputs: list[SignatureTensor]
 
 
+def _ascending(values: list[float]) -> list[float]:
+    if any(later < earlier for earlier, later in itertools.pairwise(values)):
+        raise ValueError("quantiles that do not ascend")
+    return values
+
+
+# A statistic's quantiles at REFERENCE_LEVELS.
+Quantiles = Annotated[
+    list[FiniteFloat],
+    Field(min_length=len(REFERENCE_LEVELS), max_length=len(REFERENCE_LEVELS)),
+    AfterValidator(_ascending),
+]
+
+
+class UncertaintyReference(_Typed):
+    """How uncertain one output's answers were on the held-out calibration rows, with the artifact's default draws.
+
+    What a server compares its traffic with: the share of its answers between two neighbouring quantiles should stay a
+    tenth. Statistics are those of `mc_sample`, one number a row; what an output does not have is absent.
+    """
+
+    # Classification; nats.
+    predictive_entropy: Quantiles | None = None
+    mutual_information: Quantiles | None = None
+    # Regression with one number a row; in the target's unit.
+    epistemic_std: Quantiles | None = None
+    # Share of the calibration rows on which the answer was withheld.
+    abstention_share: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
 class TrainingData(_Typed):
     """Which rows made the model."""
 
@@ -194,6 +228,24 @@ class Manifest(_Typed):
     def is_table(self) -> bool:
         """Whether the rows are a table's: `features` in one tensor, or one tensor a column."""
         return all(item.features is not None for item in self.inputs)
+
+    def reference(self, output: ModelOutput) -> UncertaintyReference | None:
+        """How uncertain the output's answers were on the calibration rows; None where nobody measured it.
+
+        It stands under `calibration["reference"]`: the object itself for a single output, one for each output's name
+        where there are several. Raises ArtifactError where it is not as it should be.
+        """
+        found = (self.calibration or {}).get("reference")
+        if found is not None and len(self.outputs) > 1:
+            found = found.get(output.name) if isinstance(found, dict) else ""
+        if found is None:
+            return None
+        try:
+            return UncertaintyReference.model_validate(found)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in ("calibration", "reference", *first["loc"]))
+            raise ArtifactError(f"{MANIFEST_FILE}, at {where}: {first['msg']}; publish the artifact again") from error
 
 
 def check_name(name: str) -> str:

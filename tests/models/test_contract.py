@@ -124,6 +124,38 @@ def test_a_manifest_survives_a_round_trip(tiny, tmp_path):
     assert read_manifest(tmp_path) == tiny.manifest
 
 
+DECILES = [0.0, 0.1, 0.1, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.69]
+
+
+def test_the_uncertainty_reference_is_found_by_output(tiny):
+    (output,) = tiny.manifest.outputs
+    assert tiny.manifest.model_copy(update={"calibration": None}).reference(output) is None
+    one = tiny.manifest.model_copy(update={"calibration": {"reference": {"predictive_entropy": DECILES}}})
+    found = one.reference(output)
+    assert found is not None
+    assert found.predictive_entropy == DECILES
+    assert found.mutual_information is None
+    # Two outputs: grouped by name, and one of them may have none.
+    first, second = (output.model_copy(update={"name": name, "prefix": f"{name}_"}) for name in ("first", "second"))
+    grouped = {"reference": {"first": {"mutual_information": DECILES}}}
+    several = tiny.manifest.model_copy(update={"outputs": [first, second], "calibration": grouped})
+    assert several.reference(first) == found.model_copy(
+        update={"predictive_entropy": None, "mutual_information": DECILES}
+    )
+    assert several.reference(second) is None
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [{"predictive_entropy": DECILES[:5]}, {"predictive_entropy": DECILES[::-1]}, {"entropy": DECILES}, [DECILES]],
+    ids=["too few", "falling", "unknown", "a list"],
+)
+def test_an_uncertainty_reference_that_is_not_as_it_should_be_is_refused(tiny, reference):
+    manifest = tiny.manifest.model_copy(update={"calibration": {"reference": reference}})
+    with pytest.raises(ArtifactError, match=r"manifest\.json, at calibration\.reference"):
+        manifest.reference(manifest.outputs[0])
+
+
 @pytest.mark.parametrize("name", ["sonar", "a", "a" * 63, "0.9-b_c"])
 def test_names_that_are_allowed(name):
     assert check_name(name) == name
