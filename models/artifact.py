@@ -89,7 +89,8 @@ def publish(
 ) -> Path:
     """Write `repository/name/<next version>/` and return it. A reader never sees half an artifact.
 
-    features: the columns of the model's single input [N, F]; the model is then a table's.
+    features: the columns of the model's single input [N, F], or of its inputs [N], one each, in order; the model is
+        then a table's.
     examples: rows in the JSON form of `instances`; made up where absent.
     holdout: held-out rows: they give the examples, and figures under "calibration" beside `metrics`.
     num_samples, seed: the artifact's defaults.
@@ -206,13 +207,20 @@ def _save_keras(model: keras.Model, folder: Path) -> None:
         model.save(folder / KERAS_FILE)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise ArtifactError(f"model {model.name!r}: Keras cannot save it ({_first_line(error)})") from error
-    if isinstance(model, keras.Sequential) or getattr(model, "_functional", None) or _is_functional(model):
-        # HDF5 holds an architecture only of models that are graphs of layers.
+    if _fits_hdf5(model):
         model.save(folder / HDF5_FILE)
 
 
-def _is_functional(model: keras.Model) -> bool:
-    return isinstance(model, keras.src.models.functional.Functional)
+def _fits_hdf5(model: keras.Model) -> bool:
+    """Whether the model is a graph of layers: HDF5 holds no other architecture, nor operations such as `isnan`."""
+    if isinstance(model, keras.Sequential):
+        return all(_fits_hdf5(layer) for layer in model.layers if isinstance(layer, keras.Model))
+    if not isinstance(model, keras.src.models.functional.Functional):
+        return False
+    return all(
+        isinstance(operation, keras.layers.Layer) and (not isinstance(operation, keras.Model) or _fits_hdf5(operation))
+        for operation in model.operations
+    )
 
 
 def _private_copy(model: keras.Model, path: Path) -> keras.Model:
@@ -236,16 +244,22 @@ def _inputs(model: keras.Model, features: list[Feature] | None) -> list[ModelInp
     """The model's inputs in its own flat order."""
     found = _symbolic_inputs(model)
     if features is not None:
-        if len(found) != 1 or list(found[0][1]) != [len(features)]:
+        if len(found) == 1 and list(found[0][1]) == [len(features)]:
+            return [ModelInput(name=TABLE_INPUT, dtype="float32", shape=[len(features)], features=features)]
+        if len(found) != len(features) or any(shape for _, shape, _ in found):
             shapes = ", ".join(f"{name} {shape}" for name, shape, _ in found)
             raise ArtifactError(
-                f"inputs {shapes}: {len(features)} features were named; wanted one input of that many columns"
+                f"inputs {shapes}: {len(features)} features were named; wanted one input of that many columns, or as "
+                "many inputs of one value each"
             )
-        return [ModelInput(name=TABLE_INPUT, dtype="float32", shape=[len(features)], features=features)]
     for name, _, _ in found:
         if name in RESERVED_INPUT_NAMES:
             raise ArtifactError(f"input {name!r}: the name is an argument of the signatures; rename the model's input")
-    return [ModelInput(name=name, dtype=dtype, shape=list(shape)) for name, shape, dtype in found]
+    columns = [None] * len(found) if features is None else [[feature] for feature in features]
+    return [
+        ModelInput(name=name, dtype=dtype, shape=list(shape), features=column)
+        for (name, shape, dtype), column in zip(found, columns, strict=True)
+    ]
 
 
 def _symbolic_inputs(model: keras.Model) -> list[tuple[str, tuple[int | None, ...], str]]:
@@ -379,19 +393,29 @@ def _made_up_examples(inputs: list[ModelInput]) -> list[Any]:
 def _arrays(inputs: list[ModelInput], examples: list[Any]) -> dict[str, np.ndarray]:
     """Examples in JSON form as arrays [N, ...] by input name."""
     arrays = {}
-    for item in inputs:
-        columns = [feature.name for feature in item.features or []]
-        rows = []
-        for example in examples:
-            if isinstance(example, dict) and item.name in example:
-                rows.append(example[item.name])
-            elif isinstance(example, dict):
-                rows.append([example[column] for column in columns])
-            else:
-                rows.append(example)
+    for place, item in enumerate(inputs):
         dtype = object if item.dtype == "string" else tf.as_dtype(item.dtype).as_numpy_dtype
+        missing = "" if item.dtype == "string" else np.nan
+        rows = [_with_missing(_example_of(item, place, example), missing) for example in examples]
         arrays[item.name] = np.array(rows, dtype=dtype)
     return arrays
+
+
+def _example_of(item: ModelInput, place: int, example: Any) -> Any:
+    """What one example says of one input, the model's input number `place`."""
+    if not isinstance(example, dict):
+        return example[place] if item.features is not None and not item.shape else example
+    if item.features is None or (item.name in example and item.shape):
+        return example[item.name]
+    columns = [example[feature.name] for feature in item.features]
+    return columns if item.shape else columns[0]
+
+
+def _with_missing(value: Any, missing: Any) -> Any:
+    """The value with what stands for a missing one in the place of null."""
+    if isinstance(value, list):
+        return [_with_missing(entry, missing) for entry in value]
+    return missing if value is None else value
 
 
 def _library_versions() -> dict[str, str]:

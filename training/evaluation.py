@@ -14,10 +14,14 @@ from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, mean_
 from models.contract import MC_PREDICT
 from training.datasets import Dataset
 
+# Rows a call of a network.
+BATCH = 4096
+
 
 def evaluate(model: keras.Model, data: Dataset, rows: NDArray[np.int64]) -> dict[str, float]:
     """`figures` of the network with dropout off."""
-    answer = keras.ops.convert_to_numpy(model(data.x[rows], training=False)).astype(np.float64)
+    parts = [model(data.network_input(part), training=False) for part in _parts(rows)]
+    answer = np.concatenate([keras.ops.convert_to_numpy(part) for part in parts]).astype(np.float64)
     if data.task == "regression":
         return figures(answer[:, 0], data, rows)
     return figures(np.hstack([1 - answer, answer]) if len(data.labels) == 2 else answer, data, rows)
@@ -26,8 +30,17 @@ def evaluate(model: keras.Model, data: Dataset, rows: NDArray[np.int64]) -> dict
 def evaluate_artifact(folder: Path, data: Dataset, rows: NDArray[np.int64]) -> dict[str, float]:
     """`figures` of the mean of the draws, as the artifact itself gives it with its own number of draws and seed."""
     signature = tf.saved_model.load(str(folder)).signatures[MC_PREDICT]
-    answer = signature(**{data.input_name: tf.constant(data.x[rows])})
-    return figures(answer["mean" if data.task == "regression" else "probabilities"].numpy(), data, rows)
+    key = "mean" if data.task == "regression" else "probabilities"
+    parts = [
+        signature(**{name: tf.constant(values) for name, values in data.tensors(part).items()})[key]
+        for part in _parts(rows)
+    ]
+    return figures(np.concatenate([part.numpy() for part in parts]), data, rows)
+
+
+def _parts(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """The rows in calls that fit into memory."""
+    return [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
 
 
 def evaluate_constant(data: Dataset, train_rows: NDArray[np.int64], rows: NDArray[np.int64]) -> dict[str, float]:

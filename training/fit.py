@@ -11,8 +11,12 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from training.datasets import Dataset
-from training.networks import build, in_target_units
+from training.networks import answer, in_target_units, model
+from training.preprocessing import Preprocessor
 from training.recipes import Recipe
+
+# Watched rows at most: they show where the held-out loss turns, and cost a pass each epoch.
+_WATCHED = 10_000
 
 # Called after each epoch with its number, from 1, and its mean training loss.
 OnEpoch = Callable[[int, float], None]
@@ -25,6 +29,8 @@ class Fitted:
     model: keras.Model
     # Mean training loss of each epoch, dropout on: nats, or squared standard deviations of the target.
     losses: list[float]
+    # Loss on rows that were only watched, after each epoch, dropout off; empty where none were.
+    watched_losses: list[float]
 
 
 def fit(
@@ -34,8 +40,11 @@ def fit(
     *,
     seed: int,
     on_epoch: OnEpoch | None = None,
+    watch: NDArray[np.int64] | None = None,
 ) -> Fitted:
-    """Fit the recipe's network on `train_rows` of the data; no other row is looked at.
+    """Fit the recipe's network on `train_rows` of the data; no other row has a say in it.
+
+    The loss on the rows of `watch` is recorded after each epoch, and changes nothing.
 
     The same seed gives bit-identical weights on the same machine and library versions. For that, this sets the
     process's random seeds and turns on TensorFlow's deterministic ops, which TensorFlow cannot turn off again.
@@ -44,27 +53,43 @@ def fit(
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
 
-    x, y = data.x[train_rows], data.y[train_rows].astype(np.float32)
-    mean, scale = 0.0, 1.0
-    if data.task == "regression":
-        mean, scale = float(y.mean(dtype=np.float64)), float(y.std(dtype=np.float64))
-        y = ((y - mean) / scale).astype(np.float32)
-
-    model = build(data, train_rows, recipe)
+    preprocessor = Preprocessor.fit(data, train_rows)
+    target, mean, scale = _target(data, train_rows)
+    inputs = preprocessor.inputs()
+    encoded = preprocessor.layers(inputs)
+    output = answer(encoded, data, recipe)
+    # Rows are encoded once, not once an epoch.
+    network = keras.Model(encoded, output)
+    x, y = preprocessor.encode(data.x[train_rows]), target[train_rows]
     steps = -(-len(x) // recipe.batch_size)
-    # All steps of an epoch in one call of the graph: a step of these nets costs less than its Python.
-    model.compile(optimizer=optimizer(recipe), loss=loss(data), steps_per_execution=steps, jit_compile=False)
-    history = model.fit(
+    # Many steps in one call of the graph: a step of these nets costs less than its Python.
+    network.compile(optimizer=optimizer(recipe), loss=loss(data), steps_per_execution=steps, jit_compile=False)
+    watched: list[float] = []
+    callbacks = [] if on_epoch is None else [_report(on_epoch)]
+    if watch is not None:
+        rows = watch[:_WATCHED]
+        callbacks.append(_watch(network, loss(data), preprocessor.encode(data.x[rows]), target[rows], watched))
+    history = network.fit(
         batches(x, y, recipe.batch_size, seed),
         epochs=recipe.epochs,
         steps_per_epoch=steps,
         shuffle=False,
         verbose=0,
-        callbacks=[] if on_epoch is None else [_report(on_epoch)],
+        callbacks=callbacks,
     )
+    trained = model(inputs, output, data)
     if data.task == "regression":
-        model = in_target_units(model, mean, scale)
-    return Fitted(model=model, losses=[float(value) for value in history.history["loss"]])
+        trained = in_target_units(trained, mean, scale)
+    return Fitted(trained, [float(value) for value in history.history["loss"]], watched)
+
+
+def _target(data: Dataset, train_rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], float, float]:
+    """What the networks learn: float32 [N], a regression target standardised; and its training mean and scale."""
+    y = data.y.astype(np.float32)
+    if data.task == "classification":
+        return y, 0.0, 1.0
+    mean, scale = float(y[train_rows].mean(dtype=np.float64)), float(y[train_rows].std(dtype=np.float64))
+    return ((y - mean) / scale).astype(np.float32), mean, scale
 
 
 def batches(x: NDArray[np.float32], y: NDArray[np.float32], batch_size: int, seed: int) -> tf.data.Dataset:
@@ -87,3 +112,20 @@ def optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
 
 def _report(on_epoch: OnEpoch) -> keras.callbacks.Callback:
     return keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: on_epoch(epoch + 1, float(logs["loss"])))
+
+
+def _watch(
+    network: keras.Model,
+    measure: keras.losses.Loss,
+    x: NDArray[np.float32],
+    y: NDArray[np.float32],
+    losses: list[float],
+) -> keras.callbacks.Callback:
+    """Adds the loss on these rows to `losses` after each epoch. With dropout off nothing random is drawn."""
+    rows, targets = tf.constant(x), tf.constant(y[:, np.newaxis])
+
+    @tf.function(autograph=False)
+    def watched() -> tf.Tensor:
+        return measure(targets, network(rows, training=False))
+
+    return keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: losses.append(float(watched())))

@@ -9,35 +9,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.datasets import Dataset
+from training.preprocessing import Preprocessor
 from training.recipes import Recipe
 
-# Grey levels of scikit-learn's digits are 0..16.
-DIGITS_WHITE = 16.0
+# Convolutions are added until a feature map has at most this many pixels a side.
+SMALL_SIDE = 8
+# Feature maps of the first convolution, and of those behind it.
+FILTERS = (32, 64)
 
 
 def build(data: Dataset, train_rows: NDArray[np.int64], recipe: Recipe) -> keras.Model:
-    """An untrained network: input as in `data.x`, output a probability or a standardised target.
+    """An untrained network: inputs as `data.network_input`, output as `answer`.
+
+    Only `train_rows` of `data` are looked at.
+    """
+    preprocessor = Preprocessor.fit(data, train_rows)
+    inputs = preprocessor.inputs()
+    return model(inputs, answer(preprocessor.layers(inputs), data, recipe), data)
+
+
+def model(inputs: list[Any], output: Any, data: Dataset) -> keras.Model:
+    """The model between these tensors, which takes `data.network_input`."""
+    return keras.Model(inputs[0] if len(inputs) == 1 else inputs, output, name=data.name)
+
+
+def answer(encoded: Any, data: Dataset, recipe: Recipe) -> Any:
+    """The recipe's layers on rows that the preprocessor encoded: a probability or a standardised target.
 
     Binary classification: one sigmoid unit, the probability of `labels[1]`; more classes: a softmax over them;
     regression: one linear unit, in standard deviations of the training target from its mean.
-    Only `train_rows` of `data` are looked at.
     """
-    layers = {"dense": dense, "convolutional": convolutional}[recipe.architecture]
-    inputs = keras.Input(shape=data.x.shape[1:], dtype="float32", name=data.input_name)
-    hidden = layers(inputs, data.x[train_rows], recipe)
+    hidden = {"dense": dense, "convolutional": convolutional}[recipe.architecture](encoded, recipe)
     if data.task == "regression":
-        output = keras.layers.Dense(1, name="output")(hidden)
-    elif len(data.labels) == 2:
-        output = keras.layers.Dense(1, activation="sigmoid", name="output")(hidden)
-    else:
-        output = keras.layers.Dense(len(data.labels), activation="softmax", name="output")(hidden)
-    return keras.Model(inputs, output, name=data.name)
+        return keras.layers.Dense(1, name="output")(hidden)
+    if len(data.labels) == 2:
+        return keras.layers.Dense(1, activation="sigmoid", name="output")(hidden)
+    return keras.layers.Dense(len(data.labels), activation="softmax", name="output")(hidden)
 
 
-def dense(inputs: Any, x: NDArray[np.float32], recipe: Recipe) -> Any:
-    """Dense layers on standardised columns, dropout on the visible layer and behind every hidden one."""
-    # After the scaling, so that a dropped input stands at its column's mean and not at a raw 0 far outside the data.
-    hidden = visible_dropout(normalization(x)(inputs), recipe)
+def dense(encoded: Any, recipe: Recipe) -> Any:
+    """Dense layers, dropout on the visible layer and behind every hidden one.
+
+    The visible layer is behind the scaling, so that a dropped input stands at its column's mean (a dropped category at
+    no known one) and not at a raw 0 far outside the data.
+    """
+    hidden = visible_dropout(encoded, recipe)
     for number, units in enumerate(recipe.hidden_units, start=1):
         hidden = keras.layers.Dense(
             units, activation="relu", kernel_constraint=max_norm(recipe), name=f"hidden_{number}"
@@ -46,12 +62,17 @@ def dense(inputs: Any, x: NDArray[np.float32], recipe: Recipe) -> Any:
     return hidden
 
 
-def convolutional(inputs: Any, x: NDArray[np.float32], recipe: Recipe) -> Any:
-    """A small CNN: convolution, pooling, dropout, dense, dropout. Grey levels are scaled to 0..1, whatever the rows."""
-    hidden = visible_dropout(keras.layers.Rescaling(1 / DIGITS_WHITE, name="scaling")(inputs), recipe)
-    hidden = keras.layers.Conv2D(32, 3, padding="same", activation="relu", name="convolution")(hidden)
-    hidden = keras.layers.MaxPooling2D(2, name="pooling")(hidden)
-    hidden = hidden_dropout(hidden, recipe, "convolution_dropout")
+def convolutional(encoded: Any, recipe: Recipe) -> Any:
+    """A small CNN: convolution, pooling and dropout until the maps are small; dense, dropout."""
+    hidden = visible_dropout(encoded, recipe)
+    number = 1
+    while number == 1 or min(hidden.shape[1:3]) > SMALL_SIDE:
+        suffix = "" if number == 1 else f"_{number}"
+        filters = FILTERS[min(number, len(FILTERS)) - 1]
+        convolution = keras.layers.Conv2D(filters, 3, padding="same", activation="relu", name=f"convolution{suffix}")
+        hidden = keras.layers.MaxPooling2D(2, name=f"pooling{suffix}")(convolution(hidden))
+        hidden = hidden_dropout(hidden, recipe, f"convolution_dropout{suffix}")
+        number += 1
     hidden = keras.layers.Flatten(name="flatten")(hidden)
     for number, units in enumerate(recipe.hidden_units, start=1):
         hidden = keras.layers.Dense(
@@ -59,19 +80,6 @@ def convolutional(inputs: Any, x: NDArray[np.float32], recipe: Recipe) -> Any:
         )(hidden)
         hidden = hidden_dropout(hidden, recipe, f"hidden_{number}_dropout")
     return hidden
-
-
-def normalization(x: NDArray[np.float32]) -> keras.layers.Normalization:
-    """Standardise each column of x [N, F].
-
-    The statistics stand in the layer's configuration and not in weights that `adapt` fills: they survive legacy HDF5,
-    which restores such weights without the constants made from them.
-    """
-    mean = x.mean(axis=0, dtype=np.float64)
-    variance = x.var(axis=0, dtype=np.float64)
-    # A constant column has nothing to scale; dividing by its variance of about 0 would turn any other value into 1e7.
-    variance[x.min(axis=0) == x.max(axis=0)] = 1.0
-    return keras.layers.Normalization(axis=-1, mean=mean, variance=variance, name="scaling")
 
 
 def visible_dropout(inputs: Any, recipe: Recipe) -> Any:
@@ -90,7 +98,7 @@ def max_norm(recipe: Recipe) -> keras.constraints.MaxNorm | None:
     return None if recipe.max_norm is None else keras.constraints.MaxNorm(recipe.max_norm)
 
 
-def in_target_units(model: keras.Model, mean: float, scale: float) -> keras.Model:
+def in_target_units(network: keras.Model, mean: float, scale: float) -> keras.Model:
     """A regression network on the standardised target, with its answer taken back to the target's own unit."""
-    output = keras.layers.Rescaling(scale=scale, offset=mean, name="target_scaling")(model.output)
-    return keras.Model(model.input, output, name=model.name)
+    output = keras.layers.Rescaling(scale=scale, offset=mean, name="target_scaling")(network.output)
+    return keras.Model(network.input, output, name=network.name)
