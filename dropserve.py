@@ -77,11 +77,29 @@ def dropserve(
 
 @app.command()
 def train(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="sonar, breast_cancer, wine, digits or diabetes.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="sonar, breast_cancer, wine, digits or diabetes; a .csv or .parquet file; a folder DIR/class/*.png.",
+        ),
+    ],
     target: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="The column to predict; default: DATA's own.")
+        str | None, typer.Option(metavar="COLUMN", help="The column to predict; a file has no default.")
     ] = None,
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the model; default: DATA.")] = None,
+    types: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--type",
+            metavar="COLUMN=KIND",
+            help="A file's column is numeric, boolean, categorical or ignored, or nullable (',nullable'); repeatable.",
+            show_default="seen in the values",
+        ),
+    ] = None,
+    task: Annotated[
+        contract.Task | None, typer.Option(help="What to make of a file's target.", show_default="seen in its values")
+    ] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the model; default: DATA's.")] = None,
     visible_dropout: Annotated[
         float | None, typer.Option(metavar="R", help=f"Share of the inputs to drop, 0 <= R < 1; {RECIPE}.")
     ] = None,
@@ -100,12 +118,15 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a network with dropout on DATA and publish it, with its MC dropout variant, as the next version of NAME."""
+    from training.datasets import DATASETS
     from training.plan import plan
     from training.progress import Reporter
 
     request = plan(
         data,
         target=target,
+        types=types or (),
+        task=task,
         name=name,
         visible_dropout=visible_dropout,
         hidden_dropout=hidden_dropout,
@@ -117,6 +138,11 @@ def train(
     )
     with quiet_start():
         from training import pipeline, summary
+
+    if not as_json:
+        print(summary.understood(request.data))
+        if request.data.name not in DATASETS and request.data.columns:
+            Console().print(summary.columns(request.data))
 
     published = pipeline.train(request, Reporter(quiet=as_json))
     if as_json:

@@ -139,12 +139,17 @@ def _adaptive(graph: Any, meta: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     objects = meta.object_graph_def
     node = next(child.node_id for child in objects.nodes[0].children if child.local_name == contract.MC_ADAPTIVE)
-    name = objects.nodes[node].bare_concrete_function.concrete_function_name
+    bare = objects.nodes[node].bare_concrete_function
+    name = bare.concrete_function_name
     function = objects.concrete_functions[name]
     captured = _captured_tensors(graph, meta)
     definition = next(item.signature for item in meta.graph_def.library.function if item.signature.name == name)
     arguments = definition.input_arg[: len(definition.input_arg) - len(function.bound_inputs)]
-    inputs = {argument.name: v1.placeholder(tf.as_dtype(argument.type), name=argument.name) for argument in arguments}
+    # In the library an argument called "Age" is "age".
+    inputs = {
+        keyword: v1.placeholder(tf.as_dtype(argument.type), name=keyword)
+        for keyword, argument in zip(bare.argument_keywords, arguments, strict=True)
+    }
     # TensorFlow flattens a dictionary in the order of its sorted keys.
     names = sorted(function.output_signature.dict_value.fields)
     values = tf.raw_ops.StatefulPartitionedCall(

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from models.contract import Manifest, ModelInput
+from models.contract import Feature, Manifest, ModelInput
 from serving.errors import InvalidField, InvalidInstance, choices, quote
 
 Arrays = dict[str, np.ndarray]
@@ -43,6 +43,16 @@ class _Column:
     name: str
     dtype: np.dtype
     nullable: bool = False
+    # A boolean in a float, so that NaN can say that it is missing.
+    is_boolean_number: bool = False
+    # A category: the empty string says that it is missing.
+    is_category: bool = False
+
+    @classmethod
+    def of(cls, feature: Feature, item: ModelInput) -> _Column:
+        dtype = _numpy_dtype(item.dtype)
+        is_boolean_number = feature.kind == "boolean" and dtype.kind == "f"
+        return cls(feature.name, dtype, feature.nullable, is_boolean_number, feature.kind == "categorical")
 
     @property
     def wanted(self) -> str:
@@ -52,8 +62,12 @@ class _Column:
         if self.dtype.kind in "iu":
             limits = np.iinfo(self.dtype)
             what = f"an integer from {limits.min} to {limits.max}"
+        elif self.is_boolean_number:
+            what = "true or false"
         elif self.dtype == np.float32:
             what = "a finite float32 number"
+        elif self.is_category and not self.nullable:
+            what = "a string that is not empty"
         return f"{what} or null" if self.nullable else what
 
     def read(self, row: int, value: Any) -> Any:
@@ -65,6 +79,10 @@ class _Column:
         return value
 
     def fits(self, value: Any) -> bool:
+        if self.is_boolean_number:
+            return type(value) is bool or (type(value) in _NUMBERS and value in (0, 1))
+        if self.is_category and not self.nullable and value == "":
+            return False
         match self.dtype.kind:
             case "f":
                 limit = _OVERFLOW[self.dtype.name]
@@ -229,11 +247,7 @@ class InstanceReader:
 
 def _columns(manifest: Manifest) -> list[_Column]:
     """The columns of a table's row, in order; none where the inputs are not a table's."""
-    return [
-        _Column(feature.name, _numpy_dtype(item.dtype), feature.nullable)
-        for item in manifest.inputs
-        for feature in item.features or ()
-    ]
+    return [_Column.of(feature, item) for item in manifest.inputs for feature in item.features or ()]
 
 
 def _numpy_dtype(name: str) -> np.dtype:

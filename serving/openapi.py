@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.contract import MIN_NUM_SAMPLES, Manifest, ModelInput, ModelOutput
+from models.contract import MIN_NUM_SAMPLES, Feature, Manifest, ModelInput, ModelOutput
 from serving.answers import class_labels
 from serving.settings import Settings
 
@@ -139,9 +139,15 @@ def _instance_forms(manifest: Manifest) -> list[Schema]:
         named = _object({item.name: _tensor(item) for item in manifest.inputs}, [item.name for item in manifest.inputs])
         return [_tensor(manifest.inputs[0]), named] if len(manifest.inputs) == 1 else [named]
     columns = [(item, feature) for item in manifest.inputs for feature in item.features or ()]
-    values = {feature.name: _value(item.dtype, feature.nullable, feature.unit) for item, feature in columns}
+    values = {feature.name: _column(item, feature) for item, feature in columns}
     row = {"type": "array", "prefixItems": list(values.values()), "minItems": len(values), "maxItems": len(values)}
     return [row, _object(values, [feature.name for _, feature in columns if not feature.nullable])]
+
+
+def _column(item: ModelInput, feature: Feature) -> Schema:
+    # A boolean that may be missing is a float in the graph, and still a boolean in JSON.
+    schema = _value("bool" if feature.kind == "boolean" else item.dtype, feature.nullable, feature.unit)
+    return schema if feature.kind != "categorical" or feature.nullable else {**schema, "minLength": 1}
 
 
 def _tensor(item: ModelInput) -> Schema:

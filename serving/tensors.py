@@ -52,13 +52,12 @@ def check_rows(lengths: Mapping[str, int]) -> None:
 def check_values(manifest: Manifest, reader: InstanceReader, arrays: Arrays) -> Arrays:
     """The arrays [N, ...] by input name, of the right shapes and types, if a model may see their values.
 
-    Raises InvalidInstance for the first row that holds a number that is not finite.
+    Raises InvalidInstance for the first row that holds a number that is not finite, or nothing in a column that must
+    have a value.
     """
     for item in manifest.inputs:
         array = arrays[item.name]
-        if array.dtype.kind != "f":
-            continue
-        bad = _not_finite(item, array)
+        bad = _not_finite(item, array) if array.dtype.kind == "f" else _empty(item, array)
         if bad is not None:
             row = int(np.argmax(bad.reshape(len(array), -1).any(axis=1)))
             _refuse(manifest, reader, {name: values[row : row + 1] for name, values in arrays.items()}, row)
@@ -106,10 +105,21 @@ def finite_outputs(arrays: Arrays, names: Sequence[str] = ()) -> Arrays:
 def _not_finite(item: ModelInput, array: np.ndarray) -> np.ndarray | None:
     """Where a number stands that may not; None where all may. NaN is how a column that may be empty says that it is."""
     good = np.isfinite(array)
+    if item.features and item.features[0].kind == "boolean":
+        good &= (array == 0) | (array == 1)
     if np.count_nonzero(good) == good.size:
         return None
     nullable = np.array([feature.nullable for feature in item.features or ()] or [False])
     bad = ~good & ~(np.isnan(array) & nullable)
+    return bad if bad.any() else None
+
+
+def _empty(item: ModelInput, array: np.ndarray) -> np.ndarray | None:
+    """Where a category is empty that may not be: the empty string is how a column that may be says that it is."""
+    feature = item.features[0] if item.features else None
+    if feature is None or feature.kind != "categorical" or feature.nullable:
+        return None
+    bad = array == ""
     return bad if bad.any() else None
 
 

@@ -11,7 +11,7 @@ from training.datasets import Dataset
 from training.evaluation import evaluate
 from training.fit import fit
 from training.progress import Reporter
-from training.recipes import Recipe, recipe
+from training.recipes import Recipe, changed
 from training.splits import Split
 
 
@@ -40,7 +40,7 @@ def fit_variant(name: str, recipe: Recipe, data: Dataset, rows: Split, seed: int
     return Variant(name, recipe, fitted.model, fitted.losses[-1], metrics)
 
 
-def alternatives(data: Dataset, chosen: Recipe) -> dict[str, Recipe]:
+def alternatives(chosen: Recipe) -> dict[str, Recipe]:
     """The chosen recipe without dropout, with it on the visible layer only, and on the hidden layers only.
 
     A recipe that would repeat another is left out: beside a net with dropout in one place stands the baseline alone.
@@ -53,7 +53,7 @@ def alternatives(data: Dataset, chosen: Recipe) -> dict[str, Recipe]:
     seen = {chosen}
     others: dict[str, Recipe] = {}
     for name, (visible, hidden) in places.items():
-        other = recipe(data.name, visible_dropout=visible, hidden_dropout=hidden, epochs=chosen.epochs)
+        other = changed(chosen, visible_dropout=visible, hidden_dropout=hidden)
         if other not in seen:
             seen.add(other)
             others[name] = other

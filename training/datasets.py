@@ -77,6 +77,8 @@ class Dataset:
     kinds: tuple[tuple[str, Kind], ...] = ()
     # Columns in which values may be missing.
     nullable: tuple[str, ...] = ()
+    # Columns of a file that are no input, and why.
+    ignored: tuple[tuple[str, str], ...] = ()
     # The largest value of a pixel.
     white: float = 1.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import keras
@@ -30,7 +31,7 @@ def build(data: Dataset, train_rows: NDArray[np.int64], recipe: Recipe) -> keras
 
 def model(inputs: list[Any], output: Any, data: Dataset) -> keras.Model:
     """The model between these tensors, which takes `data.network_input`."""
-    return keras.Model(inputs[0] if len(inputs) == 1 else inputs, output, name=data.name)
+    return keras.Model(inputs[0] if len(inputs) == 1 else inputs, output, name=re.sub(r"[^A-Za-z0-9]+", "_", data.name))
 
 
 def answer(encoded: Any, data: Dataset, recipe: Recipe) -> Any:

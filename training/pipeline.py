@@ -26,6 +26,8 @@ class Published:
     bento_tag: str
     manifest: Manifest
     training_data: TrainingData
+    # Columns of a file that are no input, and why.
+    ignored: tuple[tuple[str, str], ...]
     # The published network first, then those set beside it.
     variants: list[Variant]
     # Of the published artifact's mean over its draws, on the test rows.
@@ -42,7 +44,7 @@ def train(plan: Plan, reporter: Reporter) -> Published:
     chosen = fit_variant(place(plan.recipe), plan.recipe, data, rows, plan.seed, reporter)
     beside = [
         fit_variant(name, recipe, data, rows, plan.seed, reporter)
-        for name, recipe in (alternatives(data, plan.recipe).items() if plan.compare else ())
+        for name, recipe in (alternatives(plan.recipe).items() if plan.compare else ())
     ]
     with reporter.step(f"publishing {plan.name}"):
         folder = publish(
@@ -66,7 +68,9 @@ def train(plan: Plan, reporter: Reporter) -> Published:
         tag = import_artifact(folder)
         mc_metrics = evaluate_artifact(folder, data, rows.test)
     constant_metrics = evaluate_constant(data, rows.train, rows.test)
-    return Published(folder, tag, read_manifest(folder), described, [chosen, *beside], mc_metrics, constant_metrics)
+    return Published(
+        folder, tag, read_manifest(folder), described, data.ignored, [chosen, *beside], mc_metrics, constant_metrics
+    )
 
 
 def training_data(data: Dataset, rows: Split) -> TrainingData:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.contract import check_name
-from training.datasets import Dataset, check_known, load
+from models.contract import Task, check_name
+from training import images, tables
+from training.datasets import DATASETS, Dataset, check_known, load
 from training.errors import InputError
-from training.recipes import Recipe, recipe
+from training.recipes import Recipe, changed, recipe_of
 
 
 class TargetError(InputError):
     def __init__(self, target: str, data: Dataset) -> None:
         super().__init__(f"target {target!r}: {data.name} is set up for its target {data.target!r} only")
+
+
+class AlreadySetUp(InputError):
+    def __init__(self, option: str, name: str) -> None:
+        super().__init__(f"{option}: {name} is set up already; the option is for a table from a file")
 
 
 class NothingStochastic(InputError):
@@ -52,6 +60,8 @@ def plan(
     seed: int,
     num_samples: int,
     target: str | None = None,
+    types: Sequence[str] = (),
+    task: Task | None = None,
     name: str | None = None,
     visible_dropout: float | None = None,
     hidden_dropout: float | None = None,
@@ -60,18 +70,46 @@ def plan(
 ) -> Plan:
     """Check the request and load its data. None stands for the data set's default.
 
+    data: a data set's name, a CSV or Parquet file, or a folder of images.
+    types: as `training.tables.ColumnType.parse` reads them.
     Raises InputError or ArtifactError (the model's name), with nothing written.
     """
-    check_known(data)
-    name = check_name(data if name is None else name)
-    chosen = recipe(data, visible_dropout=visible_dropout, hidden_dropout=hidden_dropout, epochs=epochs)
+    name = check_name(default_name(data) if name is None else name)
+    check_writable(repository / name)
+    loaded = dataset(data, target, types, task)
+    chosen = changed(recipe_of(loaded), visible_dropout=visible_dropout, hidden_dropout=hidden_dropout, epochs=epochs)
     if not chosen.is_stochastic:
         raise NothingStochastic(data)
-    check_writable(repository / name)
-    loaded = load(data)
+    return Plan(loaded, name, repository, chosen, seed, num_samples, compare)
+
+
+def dataset(data: str, target: str | None = None, types: Sequence[str] = (), task: Task | None = None) -> Dataset:
+    """The rows that DATA of the command line stands for; raises InputError."""
+    given = dict(tables.ColumnType.parse(text) for text in types)
+    is_own = data not in DATASETS
+    if is_own and tables.is_table(data):
+        return tables.read(Path(data), target=target, types=given, task=task)
+    loaded = images.read(Path(data)) if is_own and images.is_folder(data) else load(data)
+    if types:
+        raise AlreadySetUp("--type", data)
+    if task not in (None, loaded.task):
+        raise AlreadySetUp("--task", data)
     if target not in (None, loaded.target):
         raise TargetError(str(target), loaded)
-    return Plan(loaded, name, repository, chosen, seed, num_samples, compare)
+    return loaded
+
+
+def default_name(data: str) -> str:
+    """A model's name for DATA: a data set's own, or a file's or folder's without its ending, as a model may be called.
+
+    Raises UnknownDataset where DATA is none of them.
+    """
+    if data in DATASETS or not (tables.is_table(data) or images.is_folder(data)):
+        check_known(data)
+        return data
+    path = Path(data)
+    stem = path.stem if tables.is_table(data) else path.resolve().name
+    return re.sub(r"[^a-z0-9_.-]+", "-", stem.lower()).strip("-_.")[:63].rstrip("-_.") or "table"
 
 
 def check_writable(folder: Path) -> None:

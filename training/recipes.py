@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from training.datasets import Dataset
 from training.errors import InputError
 
 
@@ -134,6 +135,39 @@ DEFAULTS: dict[str, Recipe] = {
 }
 
 
+# Steps that a table of one's own is trained for, about: Adam's loss on tables of this size is flat by then.
+STEPS = 3000
+MIN_EPOCHS, MAX_EPOCHS = 10, 150
+MIN_BATCH, MAX_BATCH = 16, 1024
+
+
+def recipe_of(data: Dataset) -> Recipe:
+    """The default recipe of a data set: one by its size where it is not of those with a recipe of their own.
+
+    A table of one's own has had no search: enough units for most tables, and rates that cost little where dropout does
+    not help. `--visible-dropout` and `--hidden-dropout` change them.
+    """
+    if data.name in DEFAULTS:
+        return DEFAULTS[data.name]
+    rows = max(1, round(0.6 * len(data.x)))
+    # As many rows a step as give forty steps an epoch, a power of two.
+    batch = 2 ** round(math.log2(min(max(rows / 40, MIN_BATCH), MAX_BATCH)))
+    epochs = min(max(round(STEPS * batch / rows), MIN_EPOCHS), MAX_EPOCHS)
+    is_table = bool(data.columns)
+    return Recipe(
+        architecture="dense" if is_table else "convolutional",
+        hidden_units=(64,),
+        visible_dropout=0.1 if is_table and len(data.columns) > 1 else 0.0,
+        hidden_dropout=0.2 if is_table else 0.25,
+        max_norm=None,
+        optimizer="adam",
+        learning_rate=1e-3,
+        momentum=0.0,
+        epochs=epochs,
+        batch_size=batch,
+    )
+
+
 def recipe(
     dataset: str,
     *,
@@ -141,18 +175,29 @@ def recipe(
     hidden_dropout: float | None = None,
     epochs: int | None = None,
 ) -> Recipe:
-    """The data set's recipe with the given values in place of its own.
+    """The recipe of a data set that has one, with the given values in place of its own: see `changed`."""
+    return changed(DEFAULTS[dataset], visible_dropout=visible_dropout, hidden_dropout=hidden_dropout, epochs=epochs)
 
-    Without any dropout it is the baseline's: for Sonar that changes the optimizer too.
+
+def changed(
+    default: Recipe,
+    *,
+    visible_dropout: float | None = None,
+    hidden_dropout: float | None = None,
+    epochs: int | None = None,
+) -> Recipe:
+    """The recipe with the given values in place of its own.
+
+    Without any dropout it is the baseline's: for Sonar's that changes the optimizer too.
     Raises RateError.
     """
-    default = DEFAULTS[dataset]
     chosen = replace(
         default,
         visible_dropout=default.visible_dropout if visible_dropout is None else visible_dropout,
         hidden_dropout=default.hidden_dropout if hidden_dropout is None else hidden_dropout,
         epochs=default.epochs if epochs is None else epochs,
     )
-    if dataset == "sonar" and not chosen.is_stochastic:
+    without = replace(SONAR, visible_dropout=0.0, hidden_dropout=0.0, epochs=chosen.epochs)
+    if chosen == without:
         return replace(SONAR_BASELINE, epochs=chosen.epochs)
     return chosen

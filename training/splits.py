@@ -20,6 +20,8 @@ SPLIT_SEED = 20_240_601
 
 # Strata of a regression target: deciles, so that no part of the range is missing from the test rows by chance.
 TARGET_BINS = 10
+# Of one stratum: one for each fifth.
+MIN_BIN_ROWS = 5
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ def split(y: NDArray[Any], task: Task) -> Split:
 
 
 def target_bins(y: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The decile of each target value: [N] in 0..9."""
-    inner_edges = np.quantile(y, np.linspace(0, 1, TARGET_BINS + 1)[1:-1])
-    return np.searchsorted(inner_edges, y, side="right")
+    """The decile of each target value: [N] in 0..9. Fewer, wider bins where there are not rows enough for ten; a single
+    one where the values repeat so much that a bin would be left with too few rows to share.
+    """
+    bins = min(TARGET_BINS, len(y) // MIN_BIN_ROWS)
+    inner_edges = np.quantile(y, np.linspace(0, 1, bins + 1)[1:-1])
+    found = np.searchsorted(inner_edges, y, side="right")
+    _, rows = np.unique(found, return_counts=True)
+    return found if rows.min() >= MIN_BIN_ROWS else np.zeros(len(y), np.int64)

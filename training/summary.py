@@ -3,17 +3,70 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
+from training.datasets import MISSING, Dataset
 from training.pipeline import Published
+
+# Categories and classes that a line names.
+SHOWN = 5
+
+
+def understood(data: Dataset) -> str:
+    """For a person, before the training: what the data were taken for."""
+    what = "is a quantity (regression)"
+    if data.task == "classification":
+        what = (
+            f"has {len(data.labels)} classes ({'binary' if len(data.labels) == 2 else 'multi-class'} classification): "
+        )
+        what += listed(data.labels)
+    return f"{data.name}: {len(data.x):,} rows; the target {data.target!r} {what}"
+
+
+def columns(data: Dataset) -> Table:
+    """For a person, before the training: the type of each column of a table, and of what is left out, why."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("column", "type", "values"):
+        table.add_column(heading)
+    table.add_column("missing", justify="right")
+    kinds = dict(data.kinds)
+    for number, name in enumerate(data.columns):
+        values = data.x[name] if data.kinds else data.x[:, number]
+        kind = kinds.get(name, "numeric")
+        missing = values == MISSING if kind == "categorical" else np.isnan(values)
+        if kind == "categorical":
+            seen = listed(sorted(set(values.tolist()) - {MISSING}))
+        elif kind == "boolean":
+            seen = "false, true"
+        else:
+            seen = f"{np.fmin.reduce(values):g} to {np.fmax.reduce(values):g}"
+        described = f"{kind}, nullable" if name in data.nullable else kind
+        table.add_row(name, described, seen, f"{int(missing.sum()):,}" if missing.any() else "")
+    for name, reason in data.ignored:
+        table.add_row(name, "ignored", reason, "")
+    return table
+
+
+def listed(names: Sequence[str]) -> str:
+    """A few names, and how many there are where that is more."""
+    few = ", ".join(names[:SHOWN])
+    return few if len(names) <= SHOWN else f"{few}, ... ({len(names):,} in all)"
 
 
 def document(published: Published) -> dict[str, Any]:
     """For a script: what was published, and the figures of every network that was fitted, on the test rows."""
     kept = {"name", "version", "num_samples", "seed", "stochastic_layers", "metrics", "training_data", "training"}
-    return published.manifest.model_dump(mode="json", include=kept) | {
+    manifest = published.manifest
+    features = [feature for item in manifest.inputs for feature in item.features or ()]
+    return manifest.model_dump(mode="json", include=kept) | {
+        "task": manifest.outputs[0].task,
+        "labels": manifest.outputs[0].labels,
+        "columns": [feature.model_dump(mode="json", include={"name", "kind", "nullable"}) for feature in features],
+        "ignored_columns": dict(published.ignored),
         "folder": str(published.folder),
         "bento_tag": published.bento_tag,
         "variants": [variant.summary() for variant in published.variants],

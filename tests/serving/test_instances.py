@@ -89,6 +89,34 @@ def test_a_table_of_several_types_has_one_array_a_column():
     assert missing["home_town"].tolist() == [""]
 
 
+def column(name: str, kind: str, dtype: str, nullable: bool) -> ModelInput:
+    feature = Feature.model_validate({"name": name, "kind": kind, "nullable": nullable})
+    return ModelInput(name=name, dtype=dtype, shape=[], features=[feature])
+
+
+def test_a_boolean_that_may_be_missing_is_a_number_in_the_graph_only():
+    smoker = reader(column("smoker", "boolean", "float32", nullable=True))
+    values = smoker.read([[True], [False], [None], [1]])["smoker"]
+    assert values.dtype == np.float32
+    np.testing.assert_array_equal(values, [1, 0, math.nan, 1])
+    for wrong in (0.5, "true", math.nan):
+        with pytest.raises(InvalidInstance, match=r'row 1, feature "smoker": found .*, wanted true or false or null'):
+            smoker.read([[True], [wrong]])
+
+
+def test_an_empty_category_is_a_missing_one():
+    may = reader(column("town", "categorical", "string", nullable=True))
+    assert may.read([[""], [None]])["town"].tolist() == ["", ""]
+    must = reader(column("town", "categorical", "string", nullable=False))
+    # A category that nobody has seen is none to refuse.
+    assert must.read([["Atlantis"]])["town"].tolist() == ["Atlantis"]
+    for wrong in ("", None):
+        with pytest.raises(
+            InvalidInstance, match=r'row 0, feature "town": found .*, wanted a string that is not empty'
+        ):
+            must.read([[wrong]])
+
+
 @pytest.mark.parametrize(
     ("row", "named"),
     [

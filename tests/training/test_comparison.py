@@ -1,7 +1,6 @@
 import pytest
 
 from training.comparison import alternatives, place
-from training.datasets import load
 from training.recipes import SONAR_BASELINE, recipe
 
 
@@ -19,7 +18,7 @@ def rates(recipes):
 )
 def test_chosen_net_is_set_beside_those_that_differ_from_it(visible, hidden, expected):
     chosen = recipe("sonar", visible_dropout=visible, hidden_dropout=hidden, epochs=4)
-    others = alternatives(load("sonar"), chosen)
+    others = alternatives(chosen)
     assert rates(others) == expected
     assert chosen not in others.values()
     assert all(place(other) == name for name, other in others.items())
@@ -27,4 +26,4 @@ def test_chosen_net_is_set_beside_those_that_differ_from_it(visible, hidden, exp
 
 
 def test_sonar_is_set_beside_the_tutorials_own_baseline():
-    assert alternatives(load("sonar"), recipe("sonar"))["baseline"] == SONAR_BASELINE
+    assert alternatives(recipe("sonar"))["baseline"] == SONAR_BASELINE

@@ -8,9 +8,10 @@ import keras
 import numpy as np
 import pytest
 
+from tests.training.passengers import passengers
 from training.datasets import DATASETS, load
 from training.fit import fit
-from training.recipes import DEFAULTS, SONAR, recipe
+from training.recipes import DEFAULTS, SONAR, recipe, recipe_of
 from training.splits import split
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +67,45 @@ def test_rows_held_out_change_nothing_that_is_fitted(name):
     second = fit(replace(data, x=x, y=y), rows.train, chosen, seed=0).model
     # The same function on any rows: weights, scaling of the columns and scaling of the target.
     np.testing.assert_array_equal(first(data.x), second(data.x))
+
+
+def test_a_table_of_every_type_trains_the_same_whatever_its_test_rows_hold():
+    data = passengers()
+    rows = split(data.y, data.task)
+    chosen = replace(recipe_of(data), epochs=3)
+    first = fit(data, rows.train, chosen, seed=0)
+    assert weights(fit(data, rows.train, chosen, seed=0)) == weights(first)
+    x = data.x.copy()
+    held_out = np.concatenate([rows.calibration, rows.test])
+    x["age"][held_out] = np.nan
+    x["fare"][held_out] += 1000
+    x["alone"][held_out] = False
+    x["port of call"][held_out] = "Atlantis"
+    second = fit(replace(data, x=x), rows.train, chosen, seed=0)
+    everything = data.network_input(np.arange(len(data.x)))
+    np.testing.assert_array_equal(second.model(everything), first.model(everything))
+
+
+@pytest.mark.parametrize("name", ["sonar", "digits", "diabetes"])
+def test_rows_that_are_watched_change_nothing_and_show_their_loss(name):
+    data = load(name)
+    rows = split(data.y, data.task)
+    chosen = replace(DEFAULTS[name], epochs=4)
+    alone = fit(data, rows.train, chosen, seed=0)
+    watched = fit(data, rows.train, chosen, seed=0, watch=rows.calibration)
+    assert weights(watched) == weights(alone)
+    assert watched.losses == alone.losses
+    assert alone.watched_losses == []
+    assert len(watched.watched_losses) == 4
+    # The last one is the loss of the network as it is.
+    answer = keras.ops.convert_to_numpy(watched.model(data.x[rows.calibration])).astype(np.float64)
+    y = data.y[rows.calibration]
+    if data.task == "regression":
+        loss = np.mean((answer[:, 0] - y) ** 2) / data.y[rows.train].std(dtype=np.float64) ** 2
+    else:
+        both = np.hstack([1 - answer, answer]) if len(data.labels) == 2 else answer
+        loss = -np.log(both[np.arange(len(y)), y]).mean()
+    assert watched.watched_losses[-1] == pytest.approx(loss, rel=1e-4)
 
 
 def test_training_lowers_the_loss_to_a_useful_net():

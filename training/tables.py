@@ -1,0 +1,386 @@
+"""Your own table: a CSV or Parquet file becomes a data set; what cannot be honoured is refused in one line.
+
+Columns stay Arrow's until they are float32: no Python object is made for a number, one for each different text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from models.contract import Task
+from training.datasets import MISSING, Dataset, Kind
+from training.errors import InputError
+
+CSV, PARQUET = ".csv", ".parquet"
+SUFFIXES = (CSV, PARQUET)
+KINDS: tuple[Kind, ...] = get_args(Kind)
+IGNORED = "ignored"
+NULLABLE = "nullable"
+
+# Whole numbers with at most so many different values are classes, where nobody says otherwise.
+MAX_INFERRED_CLASSES = 20
+# Of each class: one for each fifth of the split.
+MIN_CLASS_ROWS = 5
+MIN_ROWS = 10
+
+_DELIMITERS = ",;\t"
+_NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+class TableError(InputError):
+    """A table cannot train a network. One line: the file, the column, what was found, what is wanted."""
+
+    def __init__(self, path: Path, found: str) -> None:
+        super().__init__(f"{path}: {' '.join(found.split())}")
+
+
+@dataclass(frozen=True)
+class ColumnType:
+    """What `--type` says of a column; None leaves it to inference."""
+
+    kind: Kind | None = None
+    ignored: bool = False
+    nullable: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> tuple[str, ColumnType]:
+        """`COLUMN=numeric|boolean|categorical|ignored`, `COLUMN=nullable` or both, as in `COLUMN=numeric,nullable`."""
+        column, equals, described = text.rpartition("=")
+        words = described.split(",")
+        kinds = [kind for kind in KINDS if kind in words]
+        known = set(words) <= {*KINDS, IGNORED, NULLABLE}
+        if not (equals and column and known and len(kinds) <= 1 and len(set(words)) == len(words)):
+            raise InputError(
+                f"--type {text!r}; wanted COLUMN=KIND, where KIND is {', '.join(KINDS)} or {IGNORED}, "
+                f"with ',{NULLABLE}' where values may be missing"
+            )
+        return column, cls(kinds[0] if kinds else None, IGNORED in words, NULLABLE in words)
+
+
+def is_table(data: str) -> bool:
+    """Whether DATA of the command line is the name of a file that this module reads."""
+    return data.lower().endswith(SUFFIXES)
+
+
+def read(
+    path: Path,
+    *,
+    target: str | None,
+    types: Mapping[str, ColumnType] | None = None,
+    task: Task | None = None,
+) -> Dataset:
+    """The file as a data set, types and task inferred where nobody gives them.
+
+    Raises TableError.
+    """
+    types = types or {}
+    left_out = {column for column, given in types.items() if given.ignored}
+    table = _file(path, left_out)
+    wanted = f"wanted one of {', '.join(table.column_names)}"
+    if target is None:
+        raise TableError(path, f"no target; wanted --target COLUMN, {wanted.removeprefix('wanted ')}")
+    if target not in table.column_names:
+        raise TableError(path, f"target {target!r} is not among its columns; {wanted}")
+    if target in types:
+        raise TableError(path, f"column {target!r} is the target; wanted --task for it, not --type")
+    for column in types:
+        if column not in table.column_names and column not in left_out:
+            raise TableError(path, f"--type {column}: not among its columns; {wanted}")
+    if table.num_rows < MIN_ROWS:
+        raise TableError(path, f"{table.num_rows or 'no'} rows; wanted at least {MIN_ROWS}")
+    answers = _Target.read(path, target, table.column(target), task)
+    columns, ignored = [], dict.fromkeys(sorted(left_out), "as asked")
+    for column in table.column_names:
+        if column != target:
+            read_column = _Column.read(path, column, table.column(column), types.get(column, ColumnType()))
+            if isinstance(read_column, str):
+                ignored[column] = read_column
+            else:
+                columns.append(read_column)
+    if not columns:
+        reason = next(iter(ignored.items()), None)
+        why = f" ({reason[0]!r} is ignored: {reason[1]})" if reason else ""
+        raise TableError(path, f"no column beside the target {target!r}{why}; wanted at least one to predict it from")
+    return Dataset(
+        name=path.name,
+        task=answers.task,
+        x=_rows(columns, table.num_rows),
+        y=answers.y,
+        target=target,
+        attribution=f"file {path.name}",
+        columns=tuple(column.name for column in columns),
+        labels=answers.labels,
+        kinds=tuple((column.name, column.kind) for column in columns if column.kind != "numeric"),
+        nullable=tuple(column.name for column in columns if column.nullable),
+        ignored=tuple(ignored.items()),
+    )
+
+
+def _file(path: Path, left_out: set[str]) -> pa.Table:
+    """The file's columns but those left out."""
+    if path.is_dir():
+        raise TableError(path, "is a folder; wanted a CSV or Parquet file")
+    if not path.is_file():
+        raise TableError(path, "not found; wanted a CSV or Parquet file")
+    try:
+        table = _csv(path) if path.suffix.lower() == CSV else _parquet(path)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        kind = "CSV" if path.suffix.lower() == CSV else "Parquet"
+        raise TableError(
+            path, f"cannot be read as {kind} ({_first_line(error)}); wanted a table with a header"
+        ) from error
+    names = table.column_names
+    if not names:
+        raise TableError(path, "no columns; wanted a table with a header")
+    for place, column in enumerate(names, start=1):
+        if not column.strip():
+            raise TableError(path, f"column {place} has no name; wanted a name for each column")
+        if names.count(column) > 1:
+            raise TableError(path, f"column {column!r} is there {names.count(column)} times; wanted a name of its own")
+    if all(re.match(_NUMBER, column) for column in names):
+        raise TableError(path, f"its header is {', '.join(names[:3])}, which are values; wanted the columns' names")
+    return table.drop_columns([column for column in names if column in left_out])
+
+
+def _csv(path: Path) -> pa.Table:
+    with path.open(encoding="utf-8-sig") as stream:
+        header = stream.readline(1_000_000)
+    delimiter = max(_DELIMITERS, key=header.count)
+    return pyarrow.csv.read_csv(
+        path, parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    )
+
+
+def _parquet(path: Path) -> pa.Table:
+    # As a file: a path may be taken for a data set of many files, with columns of its own in the path.
+    return pyarrow.parquet.ParquetFile(path).read()
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column as numbers, booleans or texts."""
+
+    name: str
+    kind: Kind
+    nullable: bool
+    # float32 (NaN is missing), bool or texts ("" is missing): [N].
+    values: NDArray[Any]
+
+    @classmethod
+    def read(cls, path: Path, name: str, column: pa.ChunkedArray, given: ColumnType) -> _Column | str:
+        """The column, or why it is ignored."""
+        where = f"column {name!r}"
+        column = _plain(path, where, column, given.kind)
+        present = _present(column)
+        if len(present) == 0:
+            raise TableError(path, f"{where}: no values; leave it out with --type {name}=ignored")
+        holes = len(present) < len(column)
+        distinct = pc.count_distinct(present).as_py()
+        if distinct == 1 and not holes:
+            raise TableError(
+                path,
+                f"{where}: {present[0].as_py()!r} in every row, which tells nothing; "
+                f"leave it out with --type {name}=ignored",
+            )
+        kind = given.kind or _kind(path, where, column, present)
+        if kind == "categorical":
+            if given.kind is None and distinct == len(present) > 1:
+                return f"{distinct:,} texts, none of them twice"
+            values = _texts(column)
+        else:
+            numbers = _numbers(path, where, column, kind)
+            is_boolean = kind == "boolean" and not holes and not given.nullable
+            values = numbers.astype(bool) if is_boolean else numbers
+        return cls(name, kind, holes or given.nullable, values)
+
+
+@dataclass(frozen=True)
+class _Target:
+    task: Task
+    # As in Dataset.
+    y: NDArray[Any]
+    labels: tuple[str, ...]
+
+    @classmethod
+    def read(cls, path: Path, name: str, column: pa.ChunkedArray, task: Task | None) -> _Target:
+        where = f"target {name!r}"
+        column = _plain(path, where, column, "categorical" if task == "classification" else None)
+        holes = _holes(column)
+        if holes.any():
+            raise TableError(
+                path,
+                f"{where}: no value in {int(holes.sum())} rows, the first of them row {_row(holes)}; "
+                "wanted a value in every row",
+            )
+        kind = "categorical" if task == "classification" else _kind(path, where, column, column)
+        if kind != "numeric" and task == "regression":
+            raise TableError(path, f"{where}: {column[0].as_py()!r} found in row 1, numbers wanted for a regression")
+        if kind != "numeric" or (task is None and _looks_like_classes(column)):
+            return cls._classes(path, where, column)
+        values = _numbers(path, where, column, "numeric")
+        if values.min() == values.max():
+            raise TableError(path, f"{where}: {values[0]:g} in every row; wanted values that differ")
+        return cls("regression", values, ())
+
+    @classmethod
+    def _classes(cls, path: Path, where: str, column: pa.ChunkedArray) -> _Target:
+        if pa.types.is_floating(column.type):
+            # Refuses infinity.
+            _numbers(path, where, column, "numeric")
+        # Numbers by size, texts by letter.
+        values = pc.unique(column)
+        labels = tuple(_texts(values.take(pc.sort_indices(values))))
+        counts = pc.value_counts(pa.chunked_array([pa.array(_texts(column))]))
+        rows = {entry["values"].as_py(): entry["counts"].as_py() for entry in counts}
+        if len(labels) == 1:
+            raise TableError(path, f"{where}: {labels[0]!r} in every row; wanted at least two classes")
+        rarest = min(labels, key=lambda label: rows[label])
+        if rows[rarest] < MIN_CLASS_ROWS:
+            number = " (--task regression takes it as a quantity)" if _is_number(column.type) else ""
+            raise TableError(
+                path,
+                f"{where}: {rows[rarest]} rows of class {rarest!r}; wanted at least {MIN_CLASS_ROWS} of each of the "
+                f"{len(labels)} classes, to train, to calibrate and to test{number}",
+            )
+        codes = pc.index_in(pa.array(_texts(column)), value_set=pa.array(labels))
+        return cls("classification", codes.to_numpy().astype(np.int64), labels)
+
+
+def _plain(path: Path, where: str, column: pa.ChunkedArray, kind: Kind | None) -> pa.ChunkedArray:
+    """The column without Arrow's encodings; TableError for a type that is no number, boolean or text."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    found = column.type
+    if pa.types.is_decimal(found):
+        return column.cast(pa.float64())
+    if _is_text(found):
+        return column.cast(pa.string())
+    if not (_is_number(found) or pa.types.is_boolean(found) or pa.types.is_null(found)):
+        if kind == "categorical" and (pa.types.is_temporal(found) or pa.types.is_binary(found)):
+            return column.cast(pa.string())
+        raise TableError(
+            path, f"{where}: its type is {found}; wanted numbers, booleans or texts, or --type ...=ignored"
+        )
+    return column
+
+
+def _kind(path: Path, where: str, column: pa.ChunkedArray, present: pa.ChunkedArray) -> Kind:
+    if _is_number(column.type):
+        return "numeric"
+    if pa.types.is_boolean(column.type):
+        return "boolean"
+    is_number = pc.match_substring_regex(present, _NUMBER)
+    numbers = pc.sum(is_number).as_py() or 0
+    if len(present) > numbers > len(present) / 2:
+        text = pc.fill_null(
+            pc.and_(pc.invert(pc.match_substring_regex(column, _NUMBER)), pc.not_equal(column, "")), False
+        )
+        row = pc.index(text, True).as_py()
+        raise TableError(
+            path,
+            f"{where}: text where numbers were, {column[row].as_py()!r} in row {row + 1}; wanted a number there, "
+            "nothing where it is missing, or --type ...=categorical",
+        )
+    return "categorical"
+
+
+def _looks_like_classes(column: pa.ChunkedArray) -> bool:
+    """Whether a column of numbers without holes reads as classes: few values, all of them whole numbers."""
+    values = pc.unique(column)
+    if len(values) > MAX_INFERRED_CLASSES:
+        return False
+    return bool(pc.all(pc.equal(values, pc.floor(values))).as_py())
+
+
+def _numbers(path: Path, where: str, column: pa.ChunkedArray, kind: Kind) -> NDArray[np.float32]:
+    """float32 [N], NaN for what is missing; TableError for what is no number, or none that float32 has."""
+    wanted = "a number" if kind == "numeric" else "true, false, 0 or 1"
+    if _is_text(column.type):
+        column = pc.if_else(pc.equal(column, MISSING), None, pc.utf8_trim_whitespace(column))
+        if kind == "boolean":
+            lower = pc.utf8_lower(column)
+            column = pc.if_else(pc.equal(lower, "true"), "1", pc.if_else(pc.equal(lower, "false"), "0", lower))
+        wrong = pc.invert(pc.match_substring_regex(column, _NUMBER))
+        row = pc.index(pc.fill_null(wrong, False), True).as_py()
+        if row >= 0:
+            raise TableError(path, f"{where}: {column[row].as_py()!r} in row {row + 1}; wanted {wanted}")
+    exact = column.cast(pa.float64(), safe=False).to_numpy()
+    wrong_numbers = np.abs(exact) > _FLOAT32_MAX
+    if kind == "boolean":
+        wrong_numbers |= ~np.isnan(exact) & (exact != 0) & (exact != 1)
+    if wrong_numbers.any():
+        row = int(np.argmax(wrong_numbers))
+        limit = " within float32" if kind == "numeric" else ""
+        raise TableError(path, f"{where}: {exact[row]:g} in row {row + 1}; wanted {wanted}{limit}")
+    return exact.astype(np.float32)
+
+
+def _texts(column: Any) -> NDArray[Any]:
+    """Texts [N] as Python's, one object for each different one; "" for what is missing."""
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)
+        if pc.all(pc.equal(column, pc.floor(column))).as_py():
+            # 3 and not 3.0: whole numbers are floats where one is missing.
+            column = column.cast(pa.int64(), safe=False)
+    encoded = pc.fill_null(column.cast(pa.string()), MISSING).dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.unify_dictionaries().combine_chunks()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.chunk(0)
+    categories = np.array([*encoded.dictionary.to_pylist(), None], object)[:-1]
+    return categories[encoded.indices.to_numpy()]
+
+
+def _present(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The values that are not missing."""
+    return column.filter(pa.array(~_holes(column))) if len(column) else column
+
+
+def _holes(column: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Where nothing stands: null, NaN, or an empty text."""
+    holes = pc.is_null(column, nan_is_null=pa.types.is_floating(column.type))
+    if _is_text(column.type):
+        holes = pc.or_(holes, pc.fill_null(pc.equal(column, MISSING), True))
+    return holes.to_numpy().astype(bool)
+
+
+def _rows(columns: list[_Column], rows: int) -> NDArray[Any]:
+    """The columns as `Dataset.x`."""
+    if all(column.kind == "numeric" for column in columns):
+        matrix = np.empty((rows, len(columns)), np.float32)
+        for place, column in enumerate(columns):
+            matrix[:, place] = column.values
+        return matrix
+    x = np.empty(rows, [(column.name, column.values.dtype) for column in columns])
+    for column in columns:
+        x[column.name] = column.values
+    return x
+
+
+def _is_number(found: pa.DataType) -> bool:
+    return pa.types.is_integer(found) or pa.types.is_floating(found)
+
+
+def _is_text(found: pa.DataType) -> bool:
+    return pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)
+
+
+def _row(where: NDArray[np.bool_]) -> int:
+    """The first row, counted from 1 without the header."""
+    return int(np.argmax(where)) + 1
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
