@@ -14,6 +14,8 @@ from typing import Any
 import grpc
 import numpy as np
 import structlog
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from tensorflow.core.example.example_pb2 import Example
@@ -28,8 +30,10 @@ from tensorflow_serving.apis import (
     get_model_status_pb2,
     inference_pb2,
     model_pb2,
+    model_service_pb2,
     model_service_pb2_grpc,
     predict_pb2,
+    prediction_service_pb2,
     prediction_service_pb2_grpc,
     regression_pb2,
 )
@@ -54,7 +58,11 @@ from serving.runtime import Model
 
 log = structlog.get_logger()
 
-SERVICES = ("tensorflow.serving.PredictionService", "tensorflow.serving.ModelService")
+_DESCRIBED = (
+    prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"],
+    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
+)
+SERVICES = tuple(service.full_name for service in _DESCRIBED)
 CLASSIFY = "tensorflow/serving/classify"
 REGRESS = "tensorflow/serving/regress"
 SIGNATURE_DEF = "signature_def"
@@ -95,6 +103,8 @@ def _refusing(handler: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, A
     async def answer(services: Services, request: Any, context: Any) -> Any:
         try:
             services.require_ready()
+            if isinstance(request, DecodeError):
+                raise InvalidRequest(f"the message cannot be decoded: {request}")
             return await handler(services, request)
         except ServingError as error:
             if isinstance(error, ModelFailed):
@@ -263,8 +273,7 @@ class GrpcServer:
             ]
         )
         services = Services(core)
-        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(services, self._server)
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(services, self._server)
+        self._server.add_generic_rpc_handlers([_handlers(services, service) for service in _DESCRIBED])
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
@@ -286,6 +295,34 @@ class GrpcServer:
         """Say so to health checks, refuse new calls, and wait for those that are running."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(self._grace_s)
+
+
+def _handlers(services: Services, service: Any) -> Any:
+    """The methods of one service, as the generated code would register them, but for messages that cannot be decoded.
+
+    gRPC would answer UNKNOWN to those and log a traceback; the handler is given the DecodeError, and refuses.
+    """
+
+    def decoder(kind: Any) -> Callable[[bytes], Any]:
+        def decode(raw: bytes) -> Any:
+            try:
+                return kind.FromString(raw)
+            except DecodeError as error:
+                return error
+
+        return decode
+
+    return grpc.method_handlers_generic_handler(
+        service.full_name,
+        {
+            method.name: grpc.unary_unary_rpc_method_handler(
+                getattr(services, method.name),
+                request_deserializer=decoder(GetMessageClass(method.input_type)),
+                response_serializer=GetMessageClass(method.output_type).SerializeToString,
+            )
+            for method in service.methods
+        },
+    )
 
 
 def _signature(model: Model, spec: Any) -> str:

@@ -17,7 +17,8 @@ PREDICT_FIELDS = (INSTANCES,)
 UNCERTAINTY_FIELDS = (INSTANCES, "num_samples", "seed", "tolerance", "max_samples", "coverage")
 
 _INT64 = range(-(2**63), 2**63)
-_FLOAT32_LIMIT = 3.4e38
+# A tolerance is a float32 in the graph.
+TOLERANCE_LIMIT = 3.4e38
 
 
 class Native:
@@ -60,7 +61,7 @@ def read_asked(content: dict[str, Any], max_num_samples: int) -> Asked:
     asked = Asked(
         num_samples=_integer(content, "num_samples", draws),
         seed=_integer(content, "seed", _INT64),
-        tolerance=_number(content, "tolerance", above=0.0, below=_FLOAT32_LIMIT),
+        tolerance=_number(content, "tolerance", above=0.0, below=TOLERANCE_LIMIT),
         max_samples=_integer(content, "max_samples", draws),
         coverage=_number(content, "coverage", above=0.0, below=1.0),
     )
@@ -91,7 +92,7 @@ def _number(content: dict[str, Any], name: str, above: float, below: float) -> f
     if value is None:
         return None
     if type(value) not in (int, float) or not above < value < below:
-        bounds = f"a number between {above:g} and {below:g}" if below < _FLOAT32_LIMIT else f"a number above {above:g}"
+        bounds = f"a number between {above:g} and {below:g}" if below < TOLERANCE_LIMIT else f"a number above {above:g}"
         raise InvalidField(name, quote(value), bounds)
     return float(value)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from models.contract import MIN_NUM_SAMPLES, Feature, Manifest, ModelInput, ModelOutput
 from serving.answers import class_labels
+from serving.native import TOLERANCE_LIMIT
 from serving.settings import Settings
 
 Schema = dict[str, Any]
@@ -113,6 +116,7 @@ def _asked(manifest: Manifest, settings: Settings) -> dict[str, Schema]:
         "tolerance": {
             "type": "number",
             "exclusiveMinimum": 0,
+            "exclusiveMaximum": TOLERANCE_LIMIT,
             "description": "Draw until every standard error of the row is at most this, or max_samples are drawn.",
         },
         "max_samples": {**draws, "description": "The most draws for a row, with a tolerance."},
@@ -126,12 +130,12 @@ def _asked(manifest: Manifest, settings: Settings) -> dict[str, Schema]:
 
 
 def _instances(manifest: Manifest, settings: Settings) -> Schema:
-    return {
-        "type": "array",
-        "minItems": 1,
-        "maxItems": settings.max_rows,
-        "items": {"anyOf": _instance_forms(manifest)},
-    }
+    forms = _instance_forms(manifest)
+    bounds = {"type": "array", "minItems": 1, "maxItems": settings.max_rows}
+    # All rows have the first one's form.
+    return (
+        {**bounds, "items": forms[0]} if len(forms) == 1 else {"anyOf": [{**bounds, "items": form} for form in forms]}
+    )
 
 
 def _instance_forms(manifest: Manifest) -> list[Schema]:
@@ -161,8 +165,18 @@ def _tensor(item: ModelInput) -> Schema:
 
 def _value(dtype: str, nullable: bool = False, unit: str | None = None) -> Schema:
     kind = {"bool": "boolean", "string": "string"}.get(dtype, "integer" if "int" in dtype else "number")
-    schema: Schema = {"type": [kind, "null"] if nullable else kind}
+    schema: Schema = {"type": [kind, "null"] if nullable else kind, **_limits(dtype)}
     return {**schema, "description": f"in {unit}"} if unit else schema
+
+
+def _limits(dtype: str) -> Schema:
+    """The numbers that the type can hold."""
+    numpy_type = np.dtype("O" if dtype == "string" else dtype)
+    if numpy_type.kind in "iu":
+        return {"minimum": int(np.iinfo(numpy_type).min), "maximum": int(np.iinfo(numpy_type).max)}
+    if numpy_type.kind == "f":
+        return {"minimum": float(np.finfo(numpy_type).min), "maximum": float(np.finfo(numpy_type).max)}
+    return {}
 
 
 def _rows(manifest: Manifest, answer_of: Any) -> Schema:

@@ -21,7 +21,7 @@ def test_every_operation_s_example_is_answered(client):
 
 def test_the_document_names_the_loaded_model_s_features(client, trained):
     schema = client.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]["content"]
-    forms = schema["application/json"]["schema"]["properties"]["instances"]["items"]["anyOf"]
+    forms = [rows["items"] for rows in schema["application/json"]["schema"]["properties"]["instances"]["anyOf"]]
     by_name = next(form for form in forms if form["type"] == "object")
     assert list(by_name["properties"]) == [feature.name for feature in trained.manifest.inputs[0].features]
 
