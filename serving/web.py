@@ -194,7 +194,10 @@ def read_json(body: bytes) -> Any:
         raise InvalidRequest("the body is empty, wanted a JSON object")
     try:
         # ValueError: not JSON for this reader either, not UTF-8, or an integer of thousands of digits.
-        return json.loads(body.decode("utf-8"))
+        content = json.loads(body.decode("utf-8"))
+        # This reader takes half of a surrogate pair for text, which no answer could quote.
+        json.dumps(content, ensure_ascii=False).encode("utf-8")
+        return content
     except (ValueError, RecursionError):
         raise InvalidRequest(f"the body is not JSON: {reason}") from None
 

@@ -213,6 +213,7 @@ BAD_BODIES = {
     "a list": ("[[0.1]]", ["the body", "a list of 1", "object"]),
     "a number": ("3", ["the body", "3", "object"]),
     "null": ("null", ["the body", "null", "object"]),
+    "half a surrogate pair": ('{"instances": [{"band_01\\ud800": 0.1}]}', ["not JSON"]),
     "too deep": ("[" * 100_000, ["not JSON"]),
     "wrong key": (json.dumps({"inputs": [ROW]}), ["inputs", "instances"]),
     "misspelt key": (instances(ROW, num_sample=3), ["num_sample"]),
