@@ -159,7 +159,8 @@ def _staging(repository: Path, name: str) -> Iterator[Path]:
         folder.chmod(0o755)
         yield folder
     except OSError as error:
-        raise ArtifactError(f"{error.filename or folder}: cannot be written ({error.strerror})") from error
+        reason = error.strerror or _first_line(error)
+        raise ArtifactError(f"{error.filename or folder}: cannot be written ({reason})") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         # Goes only where it is empty: nothing was published.
@@ -325,7 +326,12 @@ def _export(engine: Engine, inputs: list[ModelInput], folder: Path) -> dict[str,
         if getattr(layer, "lookup_table", None) is not None
     ]
     setattr(module, MC_ADAPTIVE, adaptive)
-    tf.saved_model.save(module, str(folder), signatures=concrete)
+    try:
+        tf.saved_model.save(module, str(folder), signatures=concrete)
+    except tf.errors.OpError as error:
+        # TensorFlow's own form of a full disk, for one.
+        reason = error.message.rpartition("; ")[2]
+        raise ArtifactError(f"{folder}: cannot be written ({reason})") from error
     return {name: _signature(function) for name, function in concrete.items()}
 
 

@@ -1,7 +1,10 @@
 """Versions come and go under a running server, and nobody notices but by the version in the answer."""
 
+import contextlib
 import json
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +16,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.process import bentoml_serve
+from tests.process import ROOT, bentoml_serve
 from tests.serving.versions import publish_as, wait_for
 from training.pipeline import train
 from training.plan import plan
@@ -87,42 +90,136 @@ def is_current(client: httpx.Client, repository: Repository, version: int) -> bo
     return version_of(client, repository) == version
 
 
-def test_ten_version_changes_under_load_disturb_no_request(repository, served):
+@dataclass
+class Load:
+    """What users saw who kept asking, each in turn: versions by user, and whatever was not a 200."""
+
+    seen: list[list[int]]
+    failures: list[str] = field(default_factory=list)
+
+    def lasts(self, answers: int) -> bool:
+        return all(len(versions) >= answers for versions in self.seen)
+
+
+@contextlib.contextmanager
+def load(served: httpx.Client, repository: Repository) -> Iterator[Load]:
+    """Two users of `/predict` and one of `/uncertainty`, for as long as the block takes."""
     finished = threading.Event()
-    failures: list[str] = []
-    seen: list[list[int]] = [[] for _ in range(3)]
+    paths = ["/predict", "/predict", "/uncertainty"]
+    found = Load([[] for _ in paths])
 
     def user(versions: list[int], path: str) -> None:
         with httpx.Client(base_url=served.base_url, timeout=60) as client:
             while not finished.is_set():
-                answer = client.post(path, json=repository.body)
-                if answer.status_code != 200:
-                    failures.append(answer.text)
-                elif path == "/predict":
-                    versions.append(repository.assert_from_one_version(answer.json()))
-                else:
-                    versions.append(int(answer.json()["model"]["version"]))
+                try:
+                    answer = client.post(path, json=repository.body)
+                    answer.raise_for_status()
+                    if path == "/predict":
+                        versions.append(repository.assert_from_one_version(answer.json()))
+                    else:
+                        versions.append(int(answer.json()["model"]["version"]))
+                except (httpx.HTTPError, AssertionError) as error:
+                    found.failures.append(repr(error))
                 # Two cores have to load the versions, too.
                 time.sleep(0.005)
 
     users = [
-        threading.Thread(target=user, args=(versions, path))
-        for versions, path in zip(seen, ["/predict", "/predict", "/uncertainty"], strict=True)
+        threading.Thread(target=user, args=(versions, path)) for versions, path in zip(found.seen, paths, strict=True)
     ]
     for thread in users:
         thread.start()
     try:
-        for _ in range(10):
-            version = repository.publish()
-            wait_for(partial(is_current, served, repository, version), f"version {version}")
+        yield found
     finally:
         finished.set()
         for thread in users:
             thread.join()
-    assert failures == []
-    for versions in seen:
+
+
+def test_ten_version_changes_under_load_disturb_no_request(repository, served):
+    with load(served, repository) as users:
+        for _ in range(10):
+            version = repository.publish()
+            wait_for(partial(is_current, served, repository, version), f"version {version}")
+    assert users.failures == []
+    for versions in users.seen:
         assert versions == sorted(versions)
         assert len(set(versions)) > 5
+
+
+def status_of(client: httpx.Client, version: int) -> tuple[str, str]:
+    """State and error of a version; ("", "") while it is unknown."""
+    for found in client.get("/v1/models/sonar").raise_for_status().json()["model_version_status"]:
+        if found["version"] == str(version):
+            return found["state"], found["status"]["error_message"]
+    return "", ""
+
+
+def test_broken_and_deleted_versions_under_load_disturb_no_request(repository, served, tmp_path):
+    """Half copied, corrupt, and taken away while it answers: the old one goes on, and what comes next is taken."""
+    elsewhere, here = tmp_path / "elsewhere", repository.root / "sonar"
+    with load(served, repository) as users:
+        half = publish_as(repository.folders[1], elsewhere, 2)
+        shutil.copytree(half, here / "2", ignore=shutil.ignore_patterns("variables"))
+        wait_for(lambda: status_of(served, 2)[0] == "END", "the refusal of version 2")
+        assert "missing" in status_of(served, 2)[1]
+        corrupt = publish_as(repository.folders[0], elsewhere, 3)
+        graph = corrupt / "saved_model.pb"
+        graph.write_bytes(graph.read_bytes()[::-1])
+        shutil.copytree(corrupt, here / "3")
+        wait_for(lambda: status_of(served, 3)[0] == "END", "the refusal of version 3")
+        assert "altered" in status_of(served, 3)[1]
+        wait_for(partial(users.lasts, 20), "answers")
+        assert {version for versions in users.seen for version in versions} == {1}
+        publish_as(repository.folders[1], repository.root, 4)
+        wait_for(partial(is_current, served, repository, 4), "version 4")
+        shutil.rmtree(here / "4")
+        wait_for(partial(is_current, served, repository, 1), "version 1 again")
+        publish_as(repository.folders[1], repository.root, 6)
+        wait_for(partial(is_current, served, repository, 6), "version 6")
+        # All of it: what is loaded needs no files.
+        shutil.rmtree(repository.root)
+        answered = len(users.seen[0])
+        wait_for(partial(users.lasts, answered + 20), "answers without any file")
+    assert users.failures == []
+    assert {version for versions in users.seen for version in versions} == {1, 4, 6}
+
+
+# A publisher that may write no file longer than its first argument, as on a disk that is full.
+FULL_DISK = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
+import dropserve
+dropserve.main()
+"""
+
+
+# Keras's file is cut short, then TensorFlow's variables.
+@pytest.mark.parametrize("longest_file", [20_000, 100_000])
+def test_a_disk_that_is_full_while_a_version_is_published_changes_nothing(repository, served, longest_file):
+    before = sorted(repository.root.rglob("*"))
+    with load(served, repository) as users:
+        publisher = subprocess.run(
+            [
+                *(sys.executable, "-c", FULL_DISK, str(longest_file)),
+                *("train", "sonar", "--epochs", "1", "--repository", str(repository.root)),
+            ],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        wait_for(partial(users.lasts, 20), "answers")
+    assert publisher.returncode == 2, publisher.stderr
+    assert "Traceback" not in publisher.stderr
+    last = publisher.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "File too large" in last
+    assert sorted(repository.root.rglob("*")) == before
+    assert users.failures == []
+    assert {version for versions in users.seen for version in versions} == {1}
 
 
 def test_a_broken_version_leaves_the_old_one_answering_until_it_is_repaired(repository, served):
