@@ -202,7 +202,8 @@ def test_a_disk_that_is_full_while_a_version_is_published_changes_nothing(reposi
         publisher = subprocess.run(
             [
                 *(sys.executable, "-c", FULL_DISK, str(longest_file)),
-                *("train", "sonar", "--epochs", "1", "--repository", str(repository.root)),
+                *("package", str(repository.folders[0] / "model.keras"), "--name", "sonar"),
+                *("--repository", str(repository.root)),
             ],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
