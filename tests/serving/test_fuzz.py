@@ -23,6 +23,7 @@ import psutil
 import pytest
 import schemathesis
 import tensorflow as tf
+from schemathesis.core.result import Ok
 from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
@@ -304,7 +305,7 @@ def test_mutated_requests_are_answered_or_refused(target, name):
 
 def test_what_the_openapi_document_allows_and_what_it_does_not(target):
     schema = schemathesis.openapi.from_url(f"{target.urls[0]}/openapi.json")
-    operations = [result.ok() for result in schema.get_all_operations()]
+    operations = [result.ok() for result in schema.get_all_operations() if isinstance(result, Ok)]
     assert {operation.path for operation in operations} >= {"/predict", "/uncertainty"}
     for operation in operations:
         posted = operation.method.lower() == "post"
