@@ -45,8 +45,8 @@ STATUS: dict[type[ServingError], int] = {
 
 Header = tuple[bytes, bytes]
 
-# Turns of the event loop within which work that runs on it is done: one to queue it, one to run it, one to spare.
-SHORT_TURNS = 3
+# Work that takes longer, in seconds, is given up when its client goes away: the connection is watched from then on.
+LONG_WORK_S = 0.02
 
 Outcome = TypeVar("Outcome")
 
@@ -153,28 +153,50 @@ class Request:
         if kind != JSON_TYPE and not kind.endswith("+json"):
             raise UnsupportedContentType(found, JSON_TYPE)
 
-    async def until_gone(self) -> None:
-        """Return when the client has closed the connection. Only after `body`."""
+    async def outcome(self, work: Awaitable[Outcome]) -> Outcome:
+        """The result of work; where it is long and the client goes away first, it is given up and ClientGone raised.
+
+        The work runs in this task: short work, the usual, costs a timer and no second task.
+        """
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a request is answered in a task")
+        watch = _Watch(self._receive, task)
+        timer = asyncio.get_running_loop().call_later(LONG_WORK_S, watch.begin)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if watch.is_gone and task.uncancel() == 0:
+                raise ClientGone from None
+            raise
+        finally:
+            timer.cancel()
+            watch.end()
+
+
+class _Watch:
+    """Cancels a request's task when its client closes the connection. Only after the whole body has been read."""
+
+    __slots__ = ("_receive", "_task", "_watching", "is_gone")
+
+    def __init__(self, receive: Receive, task: asyncio.Task[Any]) -> None:
+        self._receive = receive
+        self._task = task
+        self._watching: asyncio.Task[None] | None = None
+        self.is_gone = False
+
+    def begin(self) -> None:
+        self._watching = asyncio.ensure_future(self._until_gone())
+
+    def end(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+
+    async def _until_gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-
-    async def outcome(self, work: Awaitable[Outcome]) -> Outcome:
-        """The result of work; where it is long and the client goes away first, it is given up and ClientGone raised."""
-        task = asyncio.ensure_future(work)
-        # Short work is done by now: it runs on the event loop, in its next turns.
-        for _ in range(SHORT_TURNS):
-            if task.done():
-                return task.result()
-            await asyncio.sleep(0)
-        gone = asyncio.ensure_future(self.until_gone())
-        try:
-            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise ClientGone
-            return task.result()
-        finally:
-            gone.cancel()
-            task.cancel()
+        self.is_gone = True
+        self._task.cancel()
 
 
 Handler = Callable[[Request], Awaitable[Response]]
