@@ -74,6 +74,7 @@ class Rows:
 class _Net:
     """What fixes the graph."""
 
+    replicas: int
     widths: tuple[int, ...]
     head: Head
     optimizer: Literal["sgd", "adam"]
@@ -113,6 +114,13 @@ class Trained:
     def predict(self, rows: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
         """Dropout off. For each replica's rows [n]: [n, outputs], after the head's activation."""
         return [answer[0] for answer in self._answers(rows, None)]
+
+    def loss(self, rows: Sequence[NDArray[np.int64]]) -> list[float]:
+        """Mean loss of each replica on its rows, dropout off."""
+        index = _flat_rows(self.rows, self.replicas, rows)
+        features = self.rows.x.reshape(-1, self.rows.x.shape[-1])[index]
+        losses = _losses(features, self.weights, self.rows.y.reshape(-1)[index], self.rows.head).numpy()
+        return [float(values[: len(own)].mean()) for values, own in zip(losses, rows, strict=True)]
 
     def draws(self, rows: Sequence[NDArray[np.int64]], num_samples: int) -> list[NDArray[np.float32]]:
         """Monte Carlo dropout: [num_samples, n, outputs] for each replica. A draw's masks are the same for all rows."""
@@ -264,6 +272,7 @@ def _net(rows: Rows, replicas: Sequence[Replica], patience: int | None) -> _Net:
         raise NotStackable(f"{architecture} networks in a stack; wanted dense ones")
     rates = _rates(replicas)
     return _Net(
+        replicas=len(replicas),
         widths=(rows.x.shape[-1], *hidden_units, rows.outputs),
         head=rows.head,
         optimizer=optimizer,
@@ -459,7 +468,7 @@ def _runner(net: _Net) -> Callable[..., tuple[dict[str, Any], tf.Tensor]]:
 
     @tf.function(reduce_retracing=True)
     def run(state: dict[str, Any], c: dict[str, tf.Tensor], first: tf.Tensor, count: tf.Tensor) -> Any:
-        replicas, width = c["train"].shape
+        replicas, width = net.replicas, net.steps * net.batch_size
         own_steps = -(-c["counts"] // net.batch_size)
         places = tf.range(net.batch_size)[None]
 
@@ -497,7 +506,7 @@ def _where(condition: tf.Tensor, values: list[tf.Tensor], others: list[tf.Tensor
     return [tf.where(condition, value, other) for value, other in zip(values, others, strict=True)]
 
 
-def _loss(logits: tf.Tensor, y: tf.Tensor, head: Head) -> tuple[tf.Tensor, tf.Tensor]:
+def _loss(logits: tf.Tensor, y: tf.Tensor, head: str) -> tuple[tf.Tensor, tf.Tensor]:
     """Loss of each row, and its gradient by the logits. logits [R, rows, outputs], y [R, rows]."""
     if head == "sigmoid":
         z = logits[..., 0]
@@ -526,6 +535,11 @@ def _logits(x: tf.Tensor, weights: Sequence[tf.Tensor], masks: Sequence[tf.Tenso
 def _forward(x: tf.Tensor, weights: list[tf.Tensor], masks: list[tf.Tensor] | None, head: str) -> tf.Tensor:
     logits = _logits(x[:, None], weights, masks)
     return {"sigmoid": tf.sigmoid, "softmax": tf.nn.softmax, "linear": tf.identity}[head](logits)
+
+
+@tf.function(reduce_retracing=True)
+def _losses(x: tf.Tensor, weights: list[tf.Tensor], y: tf.Tensor, head: str) -> tf.Tensor:
+    return _loss(_logits(x[:, None], weights, None)[:, 0], y, head)[0]
 
 
 @tf.function(reduce_retracing=True)
