@@ -39,6 +39,26 @@ NumSamples = Annotated[
         help="Draws of an answer, where whoever asks names no number.",
     ),
 ]
+Data = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="sonar, breast_cancer, wine, digits or diabetes; a .csv or .parquet file; a folder DIR/class/*.png.",
+    ),
+]
+Target = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column to predict; a file has no default.")]
+Types = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--type",
+        metavar="COLUMN=KIND",
+        help="A file's column is numeric, boolean, categorical or ignored, or nullable (',nullable'); repeatable.",
+        show_default="seen in the values",
+    ),
+]
+TaskOption = Annotated[
+    contract.Task | None, typer.Option(help="What to make of a file's target.", show_default="seen in its values")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and no progress.")]
 
 
@@ -77,28 +97,10 @@ def dropserve(
 
 @app.command()
 def train(
-    data: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATA",
-            help="sonar, breast_cancer, wine, digits or diabetes; a .csv or .parquet file; a folder DIR/class/*.png.",
-        ),
-    ],
-    target: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="The column to predict; a file has no default.")
-    ] = None,
-    types: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--type",
-            metavar="COLUMN=KIND",
-            help="A file's column is numeric, boolean, categorical or ignored, or nullable (',nullable'); repeatable.",
-            show_default="seen in the values",
-        ),
-    ] = None,
-    task: Annotated[
-        contract.Task | None, typer.Option(help="What to make of a file's target.", show_default="seen in its values")
-    ] = None,
+    data: Data,
+    target: Target = None,
+    types: Types = None,
+    task: TaskOption = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the model; default: DATA's.")] = None,
     visible_dropout: Annotated[
         float | None, typer.Option(metavar="R", help=f"Share of the inputs to drop, 0 <= R < 1; {RECIPE}.")
@@ -150,6 +152,54 @@ def train(
     else:
         print(summary.sentences(published))
         Console().print(summary.table(published))
+
+
+@app.command()
+def study(
+    data: Data,
+    target: Target = None,
+    types: Types = None,
+    task: TaskOption = None,
+    folds: Annotated[int, typer.Option(metavar="K", min=2, max=100, help="Parts of one cross-validation.")] = 10,
+    repeats: Annotated[
+        int, typer.Option(metavar="N", min=1, max=100, help="Cross-validations, each with other folds.")
+    ] = 10,
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help=f"Passes over the training rows; {RECIPE}.")
+    ] = None,
+    num_samples: NumSamples = 50,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**31, help="Same seed, same folds and nets.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Does dropout help on DATA? Nets without it, with it here or there, and tuned, under repeated cross-validation."""
+    from training.plan import dataset
+    from training.progress import Reporter
+    from training.recipes import changed, recipe_of
+
+    loaded = dataset(data, target, types or (), task)
+    base = changed(recipe_of(loaded), epochs=epochs)
+    with quiet_start():
+        from training import study_summary
+        from training.study import study as carry_out
+
+    with Reporter(quiet=as_json).share(f"study of {loaded.name}") as on_progress:
+        found = carry_out(
+            loaded,
+            base,
+            folds=folds,
+            repeats=repeats,
+            num_samples=num_samples,
+            seed=seed,
+            on_progress=on_progress,
+        )
+    if as_json:
+        print(json.dumps(study_summary.document(found), indent=2))
+        return
+    console = Console()
+    console.print(study_summary.figures_table(found))
+    print()
+    console.print(study_summary.comparisons_table(found))
+    print(f"\n{study_summary.sentences(found)}\n\n{study_summary.overfitting(found)}")
 
 
 @app.command()

@@ -6,7 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 
 class Reporter:
@@ -29,6 +37,14 @@ class Reporter:
         with Progress(*columns, console=self.console, disable=self.disabled) as progress:
             task = progress.add_task(description, total=total, loss=float("nan"))
             yield lambda epoch, loss: progress.update(task, completed=epoch, loss=loss)
+
+    @contextmanager
+    def share(self, description: str) -> Iterator[Callable[[float], None]]:
+        """A bar of work that is counted in shares of the whole; yields what to call with the share that is done."""
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, disable=self.disabled) as progress:
+            task = progress.add_task(description, total=1.0)
+            yield lambda share: progress.update(task, completed=share)
 
     @contextmanager
     def step(self, description: str) -> Iterator[None]:

@@ -141,7 +141,7 @@ class Trained:
                 _forward(
                     features,
                     weights,
-                    _draw_masks(seeds, rates, first, min(step, num_samples - first), _units(weights)),
+                    _draw_masks(seeds, rates, tf.constant(first), min(step, num_samples - first), _units(weights)),
                     self.rows.head,
                 )
                 for first in range(0, num_samples, step)

@@ -1,0 +1,161 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from training.datasets import load
+from training.folds import Job, encode, fit_jobs, inner_folds, repeated_folds
+from training.preprocessing import Preprocessor
+from training.recipes import DEFAULTS
+from training.study import TooFewRows, choose, levels, metrics_of, study, variants
+from training.study_summary import document, sentences
+
+ROOT = Path(__file__).parents[2]
+QUICK = replace(DEFAULTS["wine"], hidden_units=(8,), epochs=20, learning_rate=0.01)
+
+
+@pytest.fixture(scope="module")
+def wine_study():
+    return study(load("wine"), QUICK, folds=4, repeats=2, num_samples=10)
+
+
+def test_every_row_is_tested_once_a_repeat_and_never_trains_its_own_test():
+    data = load("diabetes")
+    splits = repeated_folds(data.y, data.task, folds=5, repeats=3, seed=1)
+    for first in (0, 5, 10):
+        assert sorted(np.concatenate([test for _, test in splits[first : first + 5]])) == list(range(len(data.y)))
+    for train, test in splits:
+        assert not set(train) & set(test)
+        for fit, held in inner_folds(data.y, data.task, train, folds=2, seed=0):
+            assert set(fit) | set(held) == set(train)
+    assert any((a[1] != b[1]).any() for a, b in zip(splits[:5], splits[5:10], strict=True) if len(a[1]) == len(b[1]))
+
+
+@pytest.mark.parametrize("name", ["wine", "digits", "diabetes"])
+def test_rows_are_encoded_as_the_network_s_own_preprocessing_does(name):
+    data = load(name)
+    choices = [np.arange(0, 100), np.arange(50, 170)]
+    rows, scales, groups = encode(data, [*choices, choices[0]])
+    assert groups == [0, 1, 0]
+    for group, chosen in enumerate(choices):
+        expected = Preprocessor.fit(data, chosen).encode(data.x).reshape(len(data.x), -1)
+        np.testing.assert_allclose(rows.x[group], expected, atol=1e-4)
+        np.testing.assert_allclose(rows.y[group] * scales[group][1] + scales[group][0], data.y, rtol=1e-5)
+
+
+def test_the_level_of_a_fold_is_chosen_without_its_test_rows():
+    data = load("wine")
+    candidates = levels(variants(QUICK))
+    [split] = repeated_folds(data.y, data.task, folds=4, repeats=1, seed=0)[:1]
+    spoilt = replace(data, x=data.x.copy(), y=data.y.copy())
+    spoilt.x[split[1]] += 1000
+    spoilt.y[split[1]] = 0
+    _, first = choose(data, [split], candidates, 5, 0, lambda share: None)
+    _, second = choose(spoilt, [split], candidates, 5, 0, lambda share: None)
+    assert first == second
+    # It could have failed: with other training rows the losses differ.
+    train = [Job(candidates[0], split[0], split[1], seed=0)]
+    assert not np.allclose(fit_jobs(data, train)[0].answer, fit_jobs(spoilt, train)[0].answer)
+
+
+def test_a_study_compares_on_the_same_folds(wine_study):
+    assert list(wine_study.figures) == ["baseline", "visible", "hidden", "both", "tuned"]
+    assert sum(wine_study.chosen.values()) == 8
+    for modes in wine_study.figures.values():
+        for metrics in modes.values():
+            assert tuple(metrics) == metrics_of("classification")
+            assert all(values.shape == (8,) for values in metrics.values())
+    assert list(wine_study.figures["baseline"]) == ["deterministic"]
+    base = wine_study.figures["baseline"]["deterministic"]["nll"]
+    own = wine_study.figures["both"]["monte_carlo"]["nll"]
+    [one] = [c for c in wine_study.comparisons() if (c.variant, c.mode, c.metric) == ("both", "monte_carlo", "nll")]
+    assert one.difference.mean == pytest.approx((own - base).mean())
+
+
+def test_a_study_s_nets_have_learnt(wine_study):
+    """As good as logistic regression on the same kind of data, within what eight folds can tell."""
+    data = load("wine")
+    right = []
+    for train, test in repeated_folds(data.y, data.task, folds=4, repeats=2, seed=0):
+        mean, deviation = data.x[train].mean(axis=0), data.x[train].std(axis=0)
+        model = LogisticRegression().fit((data.x[train] - mean) / deviation, data.y[train])
+        right.append(model.score((data.x[test] - mean) / deviation, data.y[test]))
+    assert wine_study.figures["baseline"]["deterministic"]["accuracy"].mean() > np.mean(right) - 0.05
+
+
+def test_a_tuned_fold_has_the_figures_of_the_level_it_chose(wine_study):
+    accuracy = {name: modes["deterministic"]["nll"] for name, modes in wine_study.figures.items()}
+    rates = {(recipe.visible_dropout, recipe.hidden_dropout): name for name, recipe in wine_study.recipes.items()}
+    [(level, _)] = [item for item in wine_study.chosen.items() if item[1] == max(wine_study.chosen.values())][:1]
+    if level in rates:
+        assert np.isclose(accuracy["tuned"], accuracy[rates[level]]).sum() >= wine_study.chosen[level]
+    else:
+        assert not np.allclose(accuracy["tuned"], accuracy["baseline"])
+
+
+def test_curves_show_the_loss_falling(wine_study):
+    epochs, train, held_out = wine_study.curves["baseline"]
+    assert epochs[-1] == QUICK.epochs
+    assert len(train) == len(held_out) == len(epochs)
+    assert 0 < train[-1] < 1.2
+
+
+def test_the_words_say_what_the_intervals_say(wine_study):
+    found = document(wine_study)
+    for comparison in found["comparisons"]:
+        interval = comparison["difference"]
+        if interval["lower"] <= 0 <= interval["upper"]:
+            assert comparison["verdict"] == "no difference shown"
+        else:
+            assert comparison["verdict"] in ("better", "worse")
+    text = sentences(wine_study)
+    for name in ("visible", "hidden", "both", "tuned"):
+        shown = {c["verdict"] for c in found["comparisons"] if c["variant"] == name} - {"no difference shown"}
+        [line] = [line for line in text.splitlines() if line.startswith(f"{name}: ")]
+        assert line.endswith("no difference shown.") == (not shown)
+
+
+def test_regression_has_its_own_scores():
+    quick = replace(DEFAULTS["diabetes"], hidden_units=(8,), epochs=15, learning_rate=0.01)
+    found = study(load("diabetes"), quick, folds=3, repeats=1, num_samples=10)
+    figures = found.figures["both"]["monte_carlo"]
+    assert tuple(figures) == metrics_of("regression")
+    # In the target's unit: its deviation is 77; a normal's density at that scale costs about 5.5 nats.
+    assert 40 < figures["rmse"].mean() < 77
+    assert 5 < figures["nll"].mean() < 6.5
+    assert figures["crps"].mean() < figures["rmse"].mean()
+
+
+def test_too_few_rows_are_refused_in_words():
+    data = load("wine")
+    few = replace(data, x=data.x[:65], y=data.y[:65])
+    with pytest.raises(TooFewRows, match="0 rows of class 'class_2'"):
+        study(few, QUICK, folds=5)
+
+
+def test_the_command_line_prints_the_study():
+    command = [sys.executable, "-m", "dropserve", "study", "wine", "--folds", "3", "--repeats", "1", "--epochs", "5"]
+    result = subprocess.run([*command, "--json"], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = json.loads(result.stdout)
+    assert (found["data"], found["folds"], found["repeats"], found["rows"]) == ("wine", 3, 1, 178)
+    assert len(found["variants"]["tuned"]["fold_figures"]["monte_carlo"]["nll"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["nowhere"], "error: data set 'nowhere'; wanted one of sonar"),
+        (["sonar", "--folds", "100"], "error: sonar: 97 rows of class 'rock'; wanted enough rows for 100 folds"),
+    ],
+)
+def test_what_cannot_be_studied_is_refused_in_a_line(arguments, line):
+    command = [sys.executable, "-m", "dropserve", "study", *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith(line)
+    assert result.stderr.count("\n") == 1
