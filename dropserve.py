@@ -10,10 +10,12 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.progress import Progress, TextColumn
+from typer.core import TyperCommand
 
 from models import contract
 from training.errors import InputError
@@ -26,6 +28,8 @@ app = typer.Typer(
 )
 
 RECIPE = "default: the recipe of DATA"
+# `--ray` without an address.
+RAY_HERE = "local"
 Repository = Annotated[
     Path,
     typer.Option("--repository", metavar="DIR", envvar="DROPSERVE_REPOSITORY", help="The model repository."),
@@ -295,6 +299,106 @@ def serve(
         launch(repository=repository, model=model, host=host, port=port)
     except StartError as error:
         raise InputError(str(error)) from error
+
+
+class _ScoreCommand(TyperCommand):
+    """`--ray` with an address or without, which Typer alone does not know."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = list(args)
+        if "--ray" in given:
+            following = given.index("--ray") + 1
+            if following == len(given) or not _is_ray_address(given[following]):
+                given.insert(following, RAY_HERE)
+        return super().parse_args(ctx, given)
+
+
+def _is_ray_address(text: str) -> bool:
+    return text in (RAY_HERE, "auto") or (":" in text and not Path(text).exists())
+
+
+@app.command(cls=_ScoreCommand)
+def score(
+    rows: Annotated[str, typer.Argument(metavar="IN", help="A Parquet or CSV file, a folder of them, or a pattern.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A folder of parts, or one file: a name in .parquet or .csv.")
+    ],
+    model: Annotated[str, typer.Option(metavar="NAME", help="The model.")],
+    version: Annotated[
+        int | None, typer.Option("--version", metavar="N", min=1, help="Its version.", show_default="the newest")
+    ] = None,
+    num_samples: Annotated[
+        int | None,
+        typer.Option(
+            metavar="T",
+            min=contract.MIN_NUM_SAMPLES,
+            max=contract.MAX_NUM_SAMPLES,
+            help="Draws of each row.",
+            show_default="the model's own",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=-(2**63), max=2**63 - 1, help="Of the draws.", show_default="the model's own"),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End at the first row that the model cannot take, with exit code 2.")
+    ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS]",
+            help="Score on Ray: on this machine's cores, or on the cluster at ADDRESS, which must see the same files.",
+            show_default=False,
+        ),
+    ] = None,
+    prefix: Annotated[str, typer.Option(metavar="TEXT", help="Put before the names of the columns added.")] = "",
+    part_rows: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Rows of a part of the output: what is lost at most when cut off.")
+    ] = 65_536,
+    repository: Repository = Path("artifacts"),
+    as_json: Json = False,
+) -> None:
+    """Add uncertainty columns to all rows of Parquet or CSV files. Cut off, the same command goes on where it was."""
+    from serving.scoring import job as scoring
+    from serving.scoring.errors import ScoreError
+    from serving.scoring.scorer import Settings
+
+    try:
+        artifact = scoring.artifact(repository, model, version)
+        manifest = contract.read_manifest(artifact)
+        settings = Settings(
+            num_samples=manifest.num_samples if num_samples is None else num_samples,
+            seed=manifest.seed if seed is None else seed,
+            prefix=prefix,
+        )
+        planned = scoring.plan(rows, out, artifact, settings, part_rows)
+        engine: scoring.Engine = scoring.run_here
+        if ray is not None:
+            from serving.scoring import on_ray
+
+            engine = on_ray.engine(None if ray == RAY_HERE else ray)
+        columns = (*Progress.get_default_columns(), TextColumn("{task.completed:,.0f} of {task.total:,.0f} rows"))
+        console = Console(stderr=True)
+        with Progress(
+            *columns, console=console, disable=as_json or not console.is_terminal, transient=True
+        ) as progress:
+            task = progress.add_task("scoring", total=planned.rows)
+            if ray is None:
+                with quiet_start():
+                    import serving.graph  # noqa: F401  # here, where TensorFlow's notes are kept off the terminal
+            outcome = scoring.run(planned, engine, strict=strict, advance=lambda done: progress.advance(task, done))
+    except ScoreError as error:
+        raise InputError(str(error)) from error
+    rejects = str(planned.target.rejects) if outcome.rejected else None
+    if as_json:
+        counts = {"rows": outcome.scored, "rejected": outcome.rejected, "out": str(out), "rejects": rejects}
+        identity = {"name": manifest.name, "version": manifest.version}
+        print(json.dumps({"model": identity, **settings.model_dump(exclude={"prefix"}), **counts}, indent=2))
+    else:
+        print(f"{outcome.scored:,} rows scored by {manifest.name} {manifest.version} in {out}")
+        if rejects:
+            print(f"{outcome.rejected:,} rows rejected, with the reason, in {rejects}")
 
 
 @app.command()

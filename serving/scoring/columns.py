@@ -1,0 +1,135 @@
+"""The arrays of a model's outputs -> columns.
+
+Everything that `mc_sample` gives is there: one column for a number a row; `<name>_<label>` for one a class and
+`<name>_<index>` for one an element. Classification has its `label` beside, and `std` and `standard_error` of that
+label's probability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from models.contract import MC_SAMPLE, NUM_SAMPLES, Manifest, ModelOutput, SignatureTensor
+from serving.answers import class_labels
+from serving.errors import choices
+from serving.scoring.errors import ScoreError
+
+Arrays = dict[str, np.ndarray]
+
+LABEL = "label"
+PROBABILITIES = "probabilities"
+# In this order; what else a model gives comes after them.
+FIRST = (
+    PROBABILITIES,
+    "mean",
+    "epistemic_std",
+    "aleatoric_std",
+    "std",
+    "standard_error",
+    "lower",
+    "upper",
+    "predictive_entropy",
+    "expected_entropy",
+    "mutual_information",
+)
+# Of these a classification has one number a class, and the answered label's own beside.
+_OF_LABEL = ("std", "standard_error")
+# `probability_mine`, not `probabilities_mine`.
+_SINGULAR = {PROBABILITIES: "probability"}
+
+
+class AnswerColumns:
+    """The columns that scoring adds, and how they are made."""
+
+    def __init__(self, manifest: Manifest, prefix: str, num_samples: int) -> None:
+        self._num_samples = num_samples
+        self._columns: list[tuple[pa.Field, Callable[[Arrays], pa.Array]]] = []
+        signature = manifest.signatures[MC_SAMPLE]
+        prefixes = tuple(output.prefix for output in manifest.outputs if output.prefix)
+        for output in manifest.outputs:
+            tensors = {
+                tensor.name.removeprefix(output.prefix): tensor
+                for tensor in signature.outputs
+                if (tensor.name.startswith(output.prefix) if output.prefix else not tensor.name.startswith(prefixes))
+            }
+            names = [name for name in FIRST if name in tensors]
+            names += sorted(tensors.keys() - set(names))
+            for name, kind, make in _of_output(output, {name: tensors[name] for name in names}):
+                self._columns.append((pa.field(f"{prefix}{output.prefix}{name}", kind), make))
+        self._columns.append((pa.field(f"{prefix}{NUM_SAMPLES}", pa.int32()), self._drawn))
+
+    @property
+    def fields(self) -> list[pa.Field]:
+        return [field for field, _ in self._columns]
+
+    def make(self, arrays: Arrays) -> list[pa.Array]:
+        """One Arrow array [N] for each of `fields`."""
+        return [make(arrays) for _, make in self._columns]
+
+    def check_free(self, columns: pa.Schema, place: str) -> None:
+        """Raise ScoreError where the file has a column of one of these names already."""
+        taken = [field.name for field in self.fields if field.name in columns.names]
+        if taken:
+            raise ScoreError(
+                f"{place}: the file has a column {taken[0]!r} of its own, as scoring adds; "
+                "wanted other names: --prefix TEXT puts TEXT before those that are added"
+            )
+        names = [field.name for field in self.fields]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ScoreError(f"two columns {twice!r} would be added, for labels {choices(names)}; wanted other labels")
+
+    def _drawn(self, arrays: Arrays) -> pa.Array:
+        rows = len(next(iter(arrays.values())))
+        return pa.array(np.full(rows, self._num_samples, np.int32))
+
+
+def _of_output(
+    output: ModelOutput, tensors: dict[str, SignatureTensor]
+) -> Iterator[tuple[str, pa.DataType, Callable[[Arrays], pa.Array]]]:
+    """Name, type and maker of each column of one output."""
+    labels: list[str] = []
+    if PROBABILITIES in tensors:
+        labels = class_labels(output, _width(output, tensors[PROBABILITIES]))
+        yield LABEL, pa.string(), _label(f"{output.prefix}{PROBABILITIES}", labels)
+    for name, tensor in tensors.items():
+        kind = pa.string() if tensor.dtype == "string" else pa.from_numpy_dtype(np.dtype(tensor.dtype))
+        key = f"{output.prefix}{name}"
+        if len(tensor.shape) == 1:
+            yield name, kind, _element(key, None)
+            continue
+        width = _width(output, tensor)
+        if labels and name in _OF_LABEL:
+            yield name, kind, _of_label(f"{output.prefix}{PROBABILITIES}", key)
+        elements = labels if len(labels) == width else [str(index) for index in range(width)]
+        for index, element in enumerate(elements):
+            yield f"{_SINGULAR.get(name, name)}_{element}", kind, _element(key, index)
+
+
+def _width(output: ModelOutput, tensor: SignatureTensor) -> int:
+    if len(tensor.shape) != 2 or (tensor.shape[1] is None and output.labels is None):
+        raise ScoreError(
+            f"output {output.name!r}: {tensor.name} has shape {tensor.shape[1:]} a row; "
+            "wanted a number, or a fixed count of them, as columns have"
+        )
+    return tensor.shape[1] if tensor.shape[1] is not None else len(output.labels or ())
+
+
+def _label(key: str, labels: list[str]) -> Callable[[Arrays], pa.Array]:
+    names = pa.array(labels, pa.string())
+    return lambda arrays: names.take(pa.array(arrays[key].argmax(axis=-1)))
+
+
+def _of_label(probabilities: str, key: str) -> Callable[[Arrays], pa.Array]:
+    def make(arrays: Arrays) -> pa.Array:
+        best = arrays[probabilities].argmax(axis=-1)
+        return pa.array(np.take_along_axis(arrays[key], best[:, None], axis=-1)[:, 0])
+
+    return make
+
+
+def _element(key: str, index: int | None) -> Callable[[Arrays], pa.Array]:
+    return lambda arrays: pa.array(arrays[key] if index is None else np.ascontiguousarray(arrays[key][:, index]))

@@ -1,0 +1,321 @@
+"""A whole scoring, that can be cut off at any time and taken up again by the same command.
+
+OUT is a folder of parts, or one file where its name ends with .csv or .parquet:
+
+    OUT/part-00000.parquet ...   OUT.parquet
+    OUT/_score.json              OUT.score.json       what was asked, and in the end what came of it
+    OUT/_rejects.parquet         OUT.rejects.parquet  rows that the model cannot take, with the reason; absent if none
+    OUT/_work/                   .OUT.parquet.work/   only while the work goes on
+
+The state ties the parts to the files' digests, the model's version and the settings: another command over the same OUT
+is refused. A part that is there is whole, and is not done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import fnmatch
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from models import contract
+from serving.errors import choices
+from serving.scoring import sources
+from serving.scoring.errors import RowRefused, ScoreError
+from serving.scoring.parts import Outcome, Shelf, open_writer, publish, reject_schema, score_part, write_text
+from serving.scoring.scorer import Form, Scorer, Settings
+from serving.scoring.sources import KINDS, Kind, Part, Source
+
+PART_ROWS = 65_536
+
+
+class ModelIdentity(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    version: int
+    # Of the manifest, and so of every file of the artifact.
+    sha256: str
+
+
+class Asked(BaseModel):
+    """All that the output depends on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    model: ModelIdentity
+    settings: Settings
+    part_rows: int
+    sources: list[Source]
+    parts: list[Part]
+
+
+class State(BaseModel):
+    """`_score.json`. outcome: absent until all parts are done."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    asked: Asked
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the output goes."""
+
+    out: Path
+    shelf: Shelf
+    state: Path
+    rejects: Path
+    is_file: bool
+
+    @classmethod
+    def choose(cls, out: Path, given: Kind) -> Target:
+        """OUT's own name says whether it is a file; a folder's parts are of the kind of the input."""
+        kind = KINDS.get(out.suffix.lower())
+        if kind is None or out.is_dir():
+            shelf = Shelf(out.absolute(), out.absolute() / "_work", Path.cwd(), given)
+            return cls(out, shelf, out / "_score.json", out / f"_rejects.{given}", is_file=False)
+        work = out.absolute().with_name(f".{out.name}.work")
+        state, rejects = out.with_name(f"{out.stem}.score.json"), out.with_name(f"{out.stem}.rejects.{kind}")
+        return cls(out, Shelf(work, work, Path.cwd(), kind), state, rejects, is_file=True)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A scoring that was checked as far as it can be before the model is loaded."""
+
+    artifact: Path
+    asked: Asked
+    target: Target
+    form: Form
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.asked.parts)
+
+    def pending(self) -> list[Part]:
+        return [part for part in self.asked.parts if not self.target.shelf.part(part).exists()]
+
+
+def artifact(repository: Path, name: str, version: int | None) -> Path:
+    """The folder of a model's version, the newest where none is asked for."""
+    found = contract.versions(repository, name)
+    if not found:
+        known = choices(contract.model_names(repository)) or "none (`dropserve train sonar` makes one)"
+        raise ScoreError(f"{repository}: no model {name!r}, found {known}")
+    if version is not None and version not in found:
+        raise ScoreError(
+            f"{repository}: model {name!r} has no version {version}, wanted one of {choices(map(str, found))}"
+        )
+    return repository / name / str(found[-1] if version is None else version)
+
+
+def plan(wanted: str, out: Path, artifact: Path, settings: Settings, part_rows: int) -> Job:
+    """Find the files, cut them into parts and check their columns; raises ScoreError, ArtifactError."""
+    files = sources.find(wanted)
+    target = Target.choose(out, sources.kind(files[0]))
+    _check_apart(wanted, files, target)
+    manifest = contract.read_manifest(artifact)
+    columns = sources.schema(files[0])
+    form = Form(manifest, settings, columns, str(files[0]), is_text=sources.kind(files[0]) == "csv")
+    if target.shelf.kind == "csv":
+        nested = [field.name for field in form.schema if pa.types.is_nested(field.type)]
+        if nested:
+            raise ScoreError(f"{out}: column {nested[0]!r} holds lists, which CSV cannot; wanted a name in .parquet")
+    surveyed: list[Source] = []
+    parts: list[Part] = []
+    for file in files:
+        if sources.schema(file) != columns:
+            raise ScoreError(f"{file}: columns {choices(sources.schema(file).names)}; wanted those of {files[0]}")
+        source, found = sources.survey(file, part_rows, len(parts))
+        surveyed.append(source)
+        parts += found
+    identity = ModelIdentity(name=manifest.name, version=manifest.version, sha256=manifest.sha256)
+    asked = Asked(model=identity, settings=settings, part_rows=part_rows, sources=surveyed, parts=parts)
+    return Job(artifact.absolute(), asked, target, form)
+
+
+def load_scorer(artifact: Path, form: Form) -> Scorer:
+    """The model, loaded: this brings TensorFlow."""
+    from serving.graph import prepare_device
+    from serving.runtime import Model
+
+    prepare_device("auto")
+    return Scorer(Model.load(artifact), form)
+
+
+Advance = Callable[[int], Any]
+# Scores parts, and says so row by row; a part has its outcome on the shelf when it is done.
+Engine = Callable[[Job, list[Part], bool, Advance], None]
+
+
+def run_here(job: Job, pending: list[Part], strict: bool, advance: Advance) -> None:
+    """The engine of this process: one part after the other, each by as many threads as there are cores."""
+    scorer = load_scorer(job.artifact, job.form)
+    threads = len(os.sched_getaffinity(0))
+    for part in pending:
+        score_part(scorer, part, job.target.shelf, threads=threads, strict=strict, advance=advance)
+
+
+def run(job: Job, engine: Engine, *, strict: bool, advance: Advance) -> Outcome:
+    """Do what is left of the job. Raises ScoreError where OUT belongs to another, RowRefused where `strict`."""
+    target = job.target
+    with _taken(target):
+        state, is_new = _state(job)
+        if state.outcome is not None:
+            shutil.rmtree(target.shelf.work, ignore_errors=True)
+            advance(job.rows)
+            return state.outcome
+        pending = job.pending()
+        advance(job.rows - sum(part.rows for part in pending))
+        try:
+            if pending:
+                engine(job, pending, strict, advance)
+        except RowRefused:
+            if is_new:  # nothing of it would be of use
+                _remove(job)
+            raise
+        return _finish(job)
+
+
+def _finish(job: Job) -> Outcome:
+    """Put together what is one file in the end, and say that all is done."""
+    target, parts = job.target, job.asked.parts
+    outcomes = [Outcome.model_validate_json(target.shelf.outcome(part).read_bytes()) for part in parts]
+    outcome = Outcome(scored=sum(one.scored for one in outcomes), rejected=sum(one.rejected for one in outcomes))
+    target.rejects.unlink(missing_ok=True)
+    if outcome.rejected:
+        rejected = [target.shelf.rejects(part) for part, one in zip(parts, outcomes, strict=True) if one.rejected]
+        _join(rejected, target.rejects, reject_schema(job.form.columns), target.shelf)
+    if target.is_file:
+        _join([target.shelf.part(part) for part in parts], target.out, job.form.schema, target.shelf)
+    write_text(target.state, State(asked=job.asked, outcome=outcome).model_dump_json(indent=1))
+    shutil.rmtree(target.shelf.work)
+    return outcome
+
+
+def _join(files: list[Path], place: Path, schema: pa.Schema, shelf: Shelf) -> None:
+    aside = shelf.work / "joined.unfinished"
+    if shelf.kind == "parquet":
+        with open_writer(aside, schema, shelf.kind) as writer:
+            for file in files:
+                with pq.ParquetFile(file) as part:
+                    for group in range(part.num_row_groups):
+                        writer.write_table(part.read_row_group(group))
+    else:
+        with aside.open("wb") as joined:
+            for number, file in enumerate(files):
+                with file.open("rb") as part:
+                    if number:
+                        part.seek(_header_bytes(schema, shelf))
+                    shutil.copyfileobj(part, joined)
+    publish(aside, place)
+
+
+def _header_bytes(schema: pa.Schema, shelf: Shelf) -> int:
+    """Length of a CSV file's header; a name may have a line's end in it."""
+    empty = shelf.work / "empty.unfinished"
+    with pyarrow.csv.CSVWriter(empty, schema):
+        pass
+    return empty.stat().st_size
+
+
+def _state(job: Job) -> tuple[State, bool]:
+    """What was begun here, and whether it is begun now."""
+    target = job.target
+    if not target.state.exists():
+        found = target.out if target.is_file else next(_strangers(target), None)
+        if found is not None and found.exists():
+            raise ScoreError(f"{found}: is there already, from something else; wanted another OUT, or an empty folder")
+        state = State(asked=job.asked)
+        write_text(target.state, state.model_dump_json(indent=1))
+        return state, True
+    try:
+        state = State.model_validate_json(target.state.read_bytes())
+    except ValidationError as error:
+        raise ScoreError(
+            f"{target.state}: not the state of a scoring; wanted another OUT, or an empty folder"
+        ) from error
+    for name in Asked.model_fields:
+        if getattr(state.asked, name) != getattr(job.asked, name):
+            raise ScoreError(
+                f"{target.out}: holds the scoring of {_difference(name, state.asked, job.asked)}; "
+                "wanted another OUT, or this one removed"
+            )
+    return state, False
+
+
+def _difference(name: str, found: Asked, wanted: Asked) -> str:
+    if name == "model":
+        return f"model {found.model.name} {found.model.version}, not {wanted.model.name} {wanted.model.version}"
+    if name == "settings":
+        return f"other settings ({found.settings!r}, not {wanted.settings!r})"
+    if name == "part_rows":
+        return f"parts of {found.part_rows} rows, not {wanted.part_rows}"
+    return "other files, or of files that have changed since"
+
+
+def _strangers(target: Target) -> Iterator[Path]:
+    return (
+        (path for path in target.out.iterdir() if path.name != target.shelf.work.name)
+        if target.out.is_dir()
+        else iter(())
+    )
+
+
+def _remove(job: Job) -> None:
+    target = job.target
+    for part in job.asked.parts:
+        target.shelf.part(part).unlink(missing_ok=True)
+    shutil.rmtree(target.shelf.work, ignore_errors=True)
+    target.state.unlink(missing_ok=True)
+    if not target.is_file:
+        with contextlib.suppress(OSError):  # something else is in it by now
+            target.out.rmdir()
+
+
+@contextlib.contextmanager
+def _taken(target: Target) -> Iterator[None]:
+    """Nobody else works on the same OUT meanwhile; whoever is killed lets go of it."""
+    try:
+        target.shelf.work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ScoreError(
+            f"{error.filename}: cannot be made ({error.strerror}); wanted a place for the output"
+        ) from error
+    descriptor = os.open(target.shelf.work, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ScoreError(f"{target.out}: another scoring works on it now; wanted to wait for its end") from error
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # not empty: it holds what the next run needs
+                target.shelf.work.rmdir()
+    finally:
+        os.close(descriptor)
+
+
+def _check_apart(wanted: str, files: list[Path], target: Target) -> None:
+    """The output must not become input when the same command runs again."""
+    out = target.out.absolute()
+    folder = Path(wanted).absolute()
+    inside = Path(wanted).is_dir() and out.is_relative_to(folder)
+    matched = fnmatch.fnmatch(str(out), str(folder)) or out in {file.absolute() for file in files}
+    over = not target.is_file and any(file.absolute().is_relative_to(out) for file in files)
+    if inside or matched or over:
+        raise ScoreError(f"{target.out}: lies where the input is read from ({wanted}); wanted another place for OUT")

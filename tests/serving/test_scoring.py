@@ -1,0 +1,405 @@
+"""Scoring of files: the signature's own numbers, whatever the cut, the engine or the interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+
+from models.contract import MC_SAMPLE
+from models.package import package
+from serving.runtime import Model
+from serving.scoring import job as scoring
+from serving.scoring.errors import RowRefused, ScoreError
+from serving.scoring.parts import score_part
+from serving.scoring.scorer import Scorer, Settings
+from tests.process import ROOT
+
+SETTINGS = Settings(num_samples=30, seed=7)
+BANDS = [f"band_{number:02d}" for number in range(1, 61)]
+TOLERANCE = 1e-6
+
+
+@pytest.fixture(scope="session")
+def model(trained) -> Model:
+    return Model.load(trained.folder)
+
+
+@pytest.fixture(scope="session")
+def wanted(trained):
+    """What the SavedModel itself says of all 208 rows."""
+    signature = tf.saved_model.load(str(trained.folder)).signatures[MC_SAMPLE]
+    drawn = signature(features=trained.rows, num_samples=tf.constant(30), seed=tf.constant(7, tf.int64))
+    return {name: array.numpy() for name, array in drawn.items()}
+
+
+@pytest.fixture(scope="session")
+def table(trained) -> pa.Table:
+    columns = {"id": [f"row {number}" for number in range(len(trained.rows))]}
+    columns |= {name: trained.rows[:, place] for place, name in enumerate(BANDS)}
+    return pa.table(columns)
+
+
+@pytest.fixture
+def score(trained, model):
+    """Plan and run in this process, with the model that the tests share."""
+
+    def run(source, out, *, settings=SETTINGS, part_rows=1000, strict=False, threads=2):
+        job = scoring.plan(str(source), Path(out), trained.folder, settings, part_rows)
+        done: list[int] = []
+
+        def engine(job, pending, strict, advance):
+            scorer = Scorer(model, job.form)
+            for part in pending:
+                score_part(scorer, part, job.target.shelf, threads=threads, strict=strict, advance=advance)
+
+        outcome = scoring.run(job, engine, strict=strict, advance=done.append)
+        assert sum(done) == job.rows
+        return outcome
+
+    return run
+
+
+def dropserve(*arguments, cwd, check=True):
+    command = [sys.executable, str(ROOT / "dropserve.py"), *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def files(folder):
+    return {
+        str(path.relative_to(folder)): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def digests(folder):
+    return {name: digest for name, (digest, _) in files(folder).items()}
+
+
+def floats(table, names):
+    return np.stack([np.asarray(table[name].to_numpy(), np.float64) for name in names], axis=1)
+
+
+def assert_same(found, wanted):
+    """Two outputs agree: text exactly, numbers to what matrix products of another size leave."""
+    assert found.schema == wanted.schema
+    for name in wanted.column_names:
+        if pa.types.is_floating(wanted[name].type):
+            np.testing.assert_allclose(found[name].to_numpy(), wanted[name].to_numpy(), atol=TOLERANCE)
+        else:
+            assert found[name].equals(wanted[name]), name
+
+
+def test_columns_are_what_the_signature_gives(score, table, wanted, tmp_path):
+    pq.write_table(table, tmp_path / "in.parquet")
+    outcome = score(tmp_path / "in.parquet", tmp_path / "out.parquet")
+    assert (outcome.scored, outcome.rejected) == (208, 0)
+    scored = pq.read_table(tmp_path / "out.parquet")
+    assert scored.select(table.column_names).equals(table)
+    labels = ["mine", "rock"]
+    for column, name in {"probability": "probabilities", "std": "std", "standard_error": "standard_error"}.items():
+        np.testing.assert_allclose(floats(scored, [f"{column}_{x}" for x in labels]), wanted[name], atol=TOLERANCE)
+    for name in ("predictive_entropy", "expected_entropy", "mutual_information"):
+        np.testing.assert_allclose(scored[name].to_numpy(), wanted[name], atol=2 * TOLERANCE)
+    best = wanted["probabilities"].argmax(axis=1)
+    assert scored["label"].to_pylist() == [labels[index] for index in best]
+    np.testing.assert_allclose(scored["std"].to_numpy(), wanted["std"][np.arange(208), best], atol=TOLERANCE)
+    assert set(scored["num_samples"].to_pylist()) == {30}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.parquet", "out.parquet", "out.score.json"]
+
+
+def test_answers_do_not_depend_on_the_cut(score, table, tmp_path):
+    pq.write_table(table, tmp_path / "whole.parquet")
+    score(tmp_path / "whole.parquet", tmp_path / "one.parquet")
+    one = pq.read_table(tmp_path / "one.parquet")
+    # Other files, row groups, parts, threads; the order of the rows is that of the names.
+    (tmp_path / "cut" / "deeper").mkdir(parents=True)
+    pq.write_table(table.slice(0, 50), tmp_path / "cut" / "a.parquet", row_group_size=7)
+    pq.write_table(table.slice(50, 1), tmp_path / "cut" / "b.parquet")
+    pq.write_table(table.slice(51), tmp_path / "cut" / "deeper" / "c.parquet", row_group_size=100)
+    (tmp_path / "cut" / "_notes.parquet").write_text("not data")
+    outcome = score(tmp_path / "cut", tmp_path / "many", part_rows=17, threads=1)
+    assert outcome.scored == 208
+    assert_same(pyarrow.dataset.dataset(tmp_path / "many").to_table(), one)
+    assert len(list((tmp_path / "many").glob("part-*.parquet"))) == 3 + 1 + 10
+
+
+def test_a_pattern_chooses_files(score, table, tmp_path):
+    for name, start in (("a1", 0), ("a2", 3), ("b1", 6)):
+        pq.write_table(table.slice(start, 3), tmp_path / f"{name}.parquet")
+    (tmp_path / "a3.txt").write_text("not data")
+    score(tmp_path / "a*", tmp_path / "scored" / "out.parquet")
+    assert pq.read_table(tmp_path / "scored" / "out.parquet")["id"].to_pylist() == [f"row {n}" for n in range(6)]
+
+
+def test_csv_gives_what_parquet_gives(score, table, tmp_path):
+    pq.write_table(table, tmp_path / "in.parquet")
+    pyarrow.csv.write_csv(table, tmp_path / "in.csv")
+    score(tmp_path / "in.parquet", tmp_path / "from_parquet.parquet")
+    score(tmp_path / "in.csv", tmp_path / "from_csv.parquet", part_rows=10)
+    score(tmp_path / "in.csv", tmp_path / "parts", part_rows=10)
+    parquet, text = (pq.read_table(tmp_path / f"from_{kind}.parquet") for kind in ("parquet", "csv"))
+    added = parquet.column_names[len(table.column_names) :]
+    assert_same(text.select(added), parquet.select(added))
+    joined = pa.concat_tables(pyarrow.csv.read_csv(path) for path in sorted((tmp_path / "parts").glob("part-*.csv")))
+    assert joined.num_rows == 208
+    np.testing.assert_allclose(joined["std_mine"], text["std_mine"], atol=TOLERANCE)
+
+
+def test_csv_rows_may_hold_line_ends_and_quotes(score, table, tmp_path):
+    texts = ["two\nlines", 'a "quoted" word', 'comma, and\n"both"\n', "plain", ""] * 8
+    rows = table.slice(0, len(texts)).set_column(0, "id", pa.array(texts))
+    pyarrow.csv.write_csv(rows, tmp_path / "in.csv")
+    (tmp_path / "crlf.csv").write_bytes((tmp_path / "in.csv").read_bytes().replace(b'"\n', b'"\r\n').rstrip(b"\n"))
+    for part_rows in (1, 3, 1000):
+        score(tmp_path / "in.csv", tmp_path / f"{part_rows}.parquet", part_rows=part_rows)
+        scored = pq.read_table(tmp_path / f"{part_rows}.parquet")
+        assert scored["id"].to_pylist() == texts
+    assert score(tmp_path / "crlf.csv", tmp_path / "crlf.parquet", part_rows=3).scored == len(texts)
+
+
+def spoil(rows, changes):
+    for row, column, text in changes:
+        rows[row][BANDS.index(column) + 1] = text
+    return rows
+
+
+def test_bad_csv_rows_are_rejected_with_the_reason_and_the_rest_scored(score, table, tmp_path):
+    pyarrow.csv.write_csv(table, tmp_path / "good.csv")
+    score(tmp_path / "good.csv", tmp_path / "good.parquet")
+    header, *lines = [line.split(",") for line in (tmp_path / "good.csv").read_text().splitlines()]
+    spoil(lines, [(3, "band_07", "loud"), (50, "band_60", ""), (51, "band_01", "inf"), (52, "band_02", "1e39")])
+    lines[100] = lines[100][:-2]
+    lines[207] = [*lines[207], "1"]
+    (tmp_path / "bad.csv").write_text("\n".join(",".join(line) for line in [header, *lines]))
+    for part_rows in (20, 1000):
+        outcome = score(tmp_path / "bad.csv", tmp_path / f"{part_rows}.parquet", part_rows=part_rows)
+        assert (outcome.scored, outcome.rejected) == (202, 6)
+        rejects = pq.read_table(tmp_path / f"{part_rows}.rejects.parquet").to_pylist()
+        assert [reject["row"] for reject in rejects] == [3, 50, 51, 52, 100, 207]
+        assert [reject["source"] for reject in rejects] == [str(tmp_path / "bad.csv")] * 6
+        for reject, said in zip(
+            rejects,
+            [
+                ['"band_07"', 'found "loud"', "wanted a finite"],
+                ['"band_60"', "found null"],
+                ['"band_01"', "inf"],
+                ['"band_02"', "1e+39"],
+                ["found 59 values, wanted 61"],
+                ["found 62 values"],
+            ],
+            strict=True,
+        ):
+            for word in said:
+                assert word in reject["reason"]
+        assert (rejects[0]["id"], rejects[0]["band_07"], rejects[4]["id"]) == ("row 3", "loud", None)
+        good = pq.read_table(tmp_path / "good.parquet")
+        kept = np.setdiff1d(np.arange(208), [3, 50, 51, 52, 100, 207])
+        assert_same(pq.read_table(tmp_path / f"{part_rows}.parquet"), good.take(pa.array(kept)))
+
+
+def test_bad_parquet_rows_are_rejected(score, table, tmp_path):
+    column = table["band_03"].to_pylist()
+    column[5], column[6], column[7] = None, float("nan"), float("inf")
+    place = table.column_names.index("band_03")
+    pq.write_table(table.set_column(place, "band_03", pa.array(column, pa.float64())), tmp_path / "in.parquet")
+    outcome = score(tmp_path / "in.parquet", tmp_path / "out")
+    assert (outcome.scored, outcome.rejected) == (205, 3)
+    rejects = pq.read_table(tmp_path / "out" / "_rejects.parquet").to_pylist()
+    assert [(reject["row"], reject["id"]) for reject in rejects] == [(5, "row 5"), (6, "row 6"), (7, "row 7")]
+    for reject, found in zip(rejects, ("null", "NaN", "Infinity"), strict=True):
+        assert f'feature "band_03": found {found}, wanted a finite' in reject["reason"]
+
+
+@pytest.fixture(scope="module")
+def brought(tmp_path_factory):
+    """Somebody's own regression network: the sum of four numbers, half of them dropped."""
+    network = keras.Sequential(
+        [keras.Input([4], name="signal"), keras.layers.Dropout(0.5), keras.layers.Dense(1, kernel_initializer="ones")]
+    )
+    folder = tmp_path_factory.mktemp("brought")
+    network.save(folder / "sum.keras")
+    return Model.load(package(folder / "sum.keras", name="sum", repository=folder / "artifacts", task="regression"))
+
+
+def test_a_vector_may_be_one_column_or_several_and_what_overflows_is_rejected(brought, tmp_path):
+    rows = [[1.0, 2.0, 3.0, 4.0], [3.4e38] * 4, [5.0, 6.0, 7.0, 8.0]]
+    [name] = [item.name for item in brought.manifest.inputs]
+    pq.write_table(
+        pa.table({f"place {place}": [row[place] for row in rows] for place in range(4)}), tmp_path / "a.parquet"
+    )
+    pq.write_table(pa.table({name: rows, "note": ["x", "y", "z"]}), tmp_path / "b.parquet")
+    found = []
+    for letter in "ab":
+        out = tmp_path / f"scored_{letter}.parquet"
+        job = scoring.plan(str(tmp_path / f"{letter}.parquet"), out, brought.folder, SETTINGS, 1000)
+
+        def engine(job, pending, strict, advance):
+            score_part(Scorer(brought, job.form), pending[0], job.target.shelf, threads=1, strict=strict)
+
+        outcome = scoring.run(job, engine, strict=False, advance=lambda rows: None)
+        assert (outcome.scored, outcome.rejected) == (2, 1)
+        [reject] = pq.read_table(tmp_path / f"scored_{letter}.rejects.parquet").to_pylist()
+        assert reject["row"] == 1
+        assert "overflows" in reject["reason"]
+        found.append(pq.read_table(out))
+    answers = brought.run(MC_SAMPLE, {name: np.array(rows)[[0, 2]], "num_samples": 30, "seed": 7})
+    for table in found:
+        for column in ("mean", "epistemic_std", "standard_error"):
+            np.testing.assert_allclose(table[column].to_numpy(), answers[column].reshape(2), rtol=TOLERANCE)
+        assert "label" not in table.column_names
+
+
+def test_strict_ends_at_the_first_bad_row_and_leaves_nothing(score, table, tmp_path):
+    column = table["band_03"].to_pylist()
+    column[120] = column[150] = None
+    pq.write_table(table.set_column(3, "band_03", pa.array(column)), tmp_path / "in.parquet")
+    with pytest.raises(RowRefused, match=r'in.parquet, row 120: feature "band_03": found null'):
+        score(tmp_path / "in.parquet", tmp_path / "out", part_rows=50, strict=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.parquet"]
+
+
+def test_the_same_again_does_nothing_and_another_is_refused(score, table, tmp_path):
+    pq.write_table(table, tmp_path / "in.parquet")
+    first = score(tmp_path / "in.parquet", tmp_path / "out", part_rows=100)
+    before = files(tmp_path)
+    assert score(tmp_path / "in.parquet", tmp_path / "out", part_rows=100) == first
+    assert files(tmp_path) == before
+    for difference, said in (
+        ({"settings": Settings(num_samples=31, seed=7)}, "other settings"),
+        ({"part_rows": 50}, "parts of 100 rows, not 50"),
+    ):
+        with pytest.raises(ScoreError, match=said):
+            score(tmp_path / "in.parquet", tmp_path / "out", **{"part_rows": 100} | difference)
+    pq.write_table(table.slice(1), tmp_path / "in.parquet")
+    with pytest.raises(ScoreError, match="other files, or of files that have changed"):
+        score(tmp_path / "in.parquet", tmp_path / "out", part_rows=100)
+
+
+def test_no_rows_give_no_rows(score, table, tmp_path):
+    pq.write_table(table.slice(0, 0), tmp_path / "in.parquet")
+    (tmp_path / "in.csv").write_text(",".join(table.column_names) + "\n")
+    for kind in ("parquet", "csv"):
+        assert score(tmp_path / f"in.{kind}", tmp_path / f"{kind}.parquet").scored == 0
+        scored = pq.read_table(tmp_path / f"{kind}.parquet")
+        assert (scored.num_rows, "std_mine" in scored.column_names) == (0, True)
+
+
+@pytest.fixture(scope="module")
+def many(table, tmp_path_factory):
+    """Enough rows that a kill finds the work half done."""
+    folder = tmp_path_factory.mktemp("many")
+    pq.write_table(pa.concat_tables([table] * 60), folder / "in.parquet")
+    return folder / "in.parquet"
+
+
+@pytest.mark.parametrize("out", ["out", "out.csv"])
+def test_killed_in_the_middle_the_same_command_goes_on_and_ends_the_same(trained, score, many, tmp_path, out):
+    settings = Settings(num_samples=100, seed=0)
+    command = ["score", many, "--model", "sonar", "--repository", trained.repository, "--part-rows", 400, "--json"]
+    (tmp_path / "calm").mkdir()
+    (tmp_path / "killed").mkdir()
+    calm = score(many, tmp_path / "calm" / out, settings=settings, part_rows=400)
+    arguments = [sys.executable, str(ROOT / "dropserve.py"), *map(str, [*command, tmp_path / "killed" / out])]
+    shelf = tmp_path / "killed" / (out if out == "out" else f".{out}.work")
+    with subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
+        while len(list(shelf.glob("part-*"))) < 3:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    done = {name: file for name, file in files(shelf).items() if name.startswith("part-")}
+    assert 3 <= len(done) < 32
+    again = dropserve(*command, tmp_path / "killed" / out, cwd=tmp_path)
+    assert digests(tmp_path / "killed") == digests(tmp_path / "calm")
+    if out == "out":  # what was done was left as it was
+        assert {name: files(shelf)[name] for name in done} == done
+    counts = json.loads(again.stdout)
+    assert counts["rows"] == calm.scored == 60 * 208
+    assert list(shelf.glob("_work")) == []
+
+
+def test_ray_gives_what_this_process_gives(trained, score, table, tmp_path):
+    pytest.importorskip("ray")
+    column = table["band_03"].to_pylist()
+    column[120] = None
+    pq.write_table(table.set_column(3, "band_03", pa.array(column)), tmp_path / "in.parquet")
+    score(tmp_path / "in.parquet", tmp_path / "here", part_rows=60)
+    command = ["score", tmp_path / "in.parquet", tmp_path / "ray", "--model", "sonar", "--repository"]
+    command += [trained.repository, "--num-samples", 30, "--seed", 7, "--part-rows", 60, "--ray"]
+    done = dropserve(*command, cwd=tmp_path)
+    assert "207 rows scored by sonar" in done.stdout
+    for name in ("part-00000.parquet", "part-00002.parquet", "part-00003.parquet", "_rejects.parquet"):
+        assert_same(pq.read_table(tmp_path / "ray" / name), pq.read_table(tmp_path / "here" / name))
+    refused = dropserve(*command[:2], tmp_path / "strict", *command[3:], "--strict", cwd=tmp_path, check=False)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert "row 120" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "out", "options", "said"),
+    [
+        ("absent.csv", "out", [], "absent.csv: not there"),
+        ("*.parquet.gz", "out", [], "no file whose name ends with"),
+        ("notes.csv", "out", [], "no column 'band_01' (and 59 others), found text"),
+        ("damaged.parquet", "out", [], "damaged.parquet: cannot be read"),
+        ("empty.csv", "out", [], "empty.csv: no columns"),
+        ("text.parquet", "out", [], "column 'band_01' is of type string"),
+        ("label.csv", "out", [], "column 'label' of its own"),
+        (".", "out", [], "Parquet and CSV files"),
+        ("good.csv", "good.csv", [], "lies where the input is read from"),
+        ("*.csv", "out.csv", [], "lies where the input is read from"),
+        ("good.csv", "notes.csv", [], "notes.csv: is there already"),
+        ("good.csv", "notes.csv/out", [], "cannot be made"),
+        ("good.csv", "out", ["--model", "radar"], "no model 'radar', found sonar"),
+        ("good.csv", "out", ["--version", "9"], "no version 9, wanted one of 1"),
+        ("good.csv", "out", ["--num-samples", "1"], "--num-samples"),
+        ("good.csv", "out", ["--seed", "x"], "--seed"),
+    ],
+)
+def test_bad_input_ends_with_exit_code_2_and_one_line(trained, table, tmp_path, source, out, options, said):
+    pyarrow.csv.write_csv(table.slice(0, 2), tmp_path / "good.csv")
+    (tmp_path / "notes.csv").write_text("text\nhello\n")
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1 and then nothing")
+    texts = pa.table({name: ["0.5"] for name in BANDS})
+    pq.write_table(texts, tmp_path / "text.parquet")
+    pyarrow.csv.write_csv(texts.append_column("label", [["mine"]]), tmp_path / "label.csv")
+    before = files(tmp_path)
+    command = ["score", source, out, "--model", "sonar", "--repository", trained.repository, *options]
+    done = dropserve(*command, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+    assert files(tmp_path) == before
+
+
+def test_two_at_once_on_the_same_output_are_refused(score, table, trained, tmp_path):
+    pq.write_table(table, tmp_path / "in.parquet")
+    job = scoring.plan(str(tmp_path / "in.parquet"), tmp_path / "out", trained.folder, SETTINGS, 100)
+
+    def engine(job, pending, strict, advance):
+        with pytest.raises(ScoreError, match="another scoring works on it now"):
+            score(tmp_path / "in.parquet", tmp_path / "out", part_rows=100)
+        raise ScoreError("the test ends here")
+
+    with pytest.raises(ScoreError, match="the test ends here"):
+        scoring.run(job, engine, strict=False, advance=lambda rows: None)
+    assert score(tmp_path / "in.parquet", tmp_path / "out", part_rows=100).scored == 208
