@@ -12,7 +12,10 @@ from serving.open_inference import OpenInference
 from serving.pages import Pages
 from serving.tensorflow_serving import PREFIX as TENSORFLOW_SERVING
 from serving.tensorflow_serving import TensorFlowServing
-from serving.web import Handler, Request, error_response
+from serving.web import GONE, Handler, Header, Request, error_response
+
+# As metrics and the log name them.
+NATIVE_OPERATIONS = {"/predict": "predict", "/uncertainty": "uncertainty"}
 
 # A path's handlers by method; HEAD follows from GET.
 Routes = dict[str, dict[str, Handler]]
@@ -44,18 +47,20 @@ class App:
         self._tensorflow_serving = TensorFlowServing(core)
         self._max_body_bytes = core.settings.max_body_bytes
         self._otherwise = otherwise
+        self._observer = core.observer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, self._max_body_bytes)
-        handlers = self._routes.get(request.path)
-        if handlers is None and request.path.startswith(OPEN_INFERENCE):
-            handlers = self._open_inference.handlers(request.path) or {}
-        if handlers is None and request.path.lower().startswith(TENSORFLOW_SERVING):
-            # Whatever the method: TensorFlow Serving's own refusal is not the usual one.
-            handlers = dict.fromkeys((request.method, "GET"), self._tensorflow_serving.answer)
+        handlers, protocol, operation = self._find(request)
         if handlers is None and self._otherwise is not None:
             await self._otherwise(scope, receive, send)
             return
+        exchange = request.exchange = self._observer.begin(
+            protocol, operation, request.path, request.header(b"x-request-id"), request.header(b"traceparent")
+        )
+        shown: list[Header] = [(b"x-request-id", exchange.request_id.encode())]
+        if exchange.traceparent is not None:
+            shown.append((b"traceparent", exchange.traceparent.encode()))
         method = "GET" if request.method == "HEAD" else request.method
         try:
             if not handlers:
@@ -65,7 +70,24 @@ class App:
                 raise MethodNotAllowed(request.method, ", ".join(handlers))
             response = await handler(request)
         except ClientGone:
+            self._observer.end(exchange, GONE, is_error=True)
             return
         except Exception as error:  # every error becomes an answer
             response = error_response(error)
-        await response.send(send, with_body=request.method != "HEAD")
+        await response.send(send, shown, with_body=request.method != "HEAD")
+        self._observer.end(exchange, str(response.status), is_error=response.status >= 400)
+
+    def _find(self, request: Request) -> tuple[dict[str, Handler] | None, str, str]:
+        """The handlers of a request's path by method, and what to call it: protocol and operation."""
+        path = request.path
+        handlers = self._routes.get(path)
+        if handlers is not None:
+            operation = NATIVE_OPERATIONS.get(path)
+            return (handlers, "pages", path) if operation is None else (handlers, "native", operation)
+        if path.startswith(OPEN_INFERENCE):
+            return self._open_inference.handlers(path) or {}, "open_inference", "metadata"
+        if path.lower().startswith(TENSORFLOW_SERVING):
+            # Whatever the method: TensorFlow Serving's own refusal is not the usual one.
+            handlers = dict.fromkeys((request.method, "GET"), self._tensorflow_serving.answer)
+            return handlers, "tensorflow_serving", "metadata"
+        return None, "none", ""

@@ -25,6 +25,7 @@ import numpy as np
 from models import contract
 from serving.errors import DeadlineExceeded, QueueFull, Unavailable
 from serving.graph import Arrays
+from serving.metrics import Metrics
 from serving.runtime import Model
 from serving.settings import Settings
 
@@ -49,35 +50,45 @@ class Call:
 class Ticket:
     """One request's place in a lane. A request with many rows is answered in several calls, a part of the rows each."""
 
-    __slots__ = ("call", "deadline", "future", "inputs", "parts", "row_draws", "rows", "taken")
+    __slots__ = ("arrived", "call", "deadline", "future", "inputs", "parts", "row_draws", "rows", "taken")
 
-    def __init__(self, call: Call, inputs: Arrays, rows: int, future: asyncio.Future[Arrays], deadline: float) -> None:
+    def __init__(
+        self, call: Call, inputs: Arrays, rows: int, future: asyncio.Future[Arrays], deadline_s: float
+    ) -> None:
+        self.arrived = time.monotonic()
         self.call = call
         self.inputs = inputs
         self.rows = rows
         self.row_draws = rows * call.draws
         self.future = future
-        self.deadline = deadline
+        self.deadline = self.arrived + deadline_s
         # Rows that are in a call or have been, and the outputs of those that have.
         self.taken = 0
         self.parts: list[Arrays] = []
 
 
+# Functions whose outputs are statistics of draws.
+WATCHED = (contract.MC_PREDICT, contract.MC_SAMPLE, contract.MC_ADAPTIVE)
+
 # A ticket's rows from .. to in one call.
 Share = tuple[Ticket, int, int]
+# What a call gave to each request, and all of it together; None where it failed.
+Ran = tuple[list[Arrays | Exception], Arrays | None]
 
 
 class _Lane:
     """Waiting requests of one kind, and the thread for calls that are too long for the event loop."""
 
-    def __init__(self, name: str, batch_row_draws: int, inline_s: float) -> None:
+    def __init__(self, name: str, batch_row_draws: int, inline_s: float, metrics: Metrics) -> None:
         # By batch key; the first key is the next to be served and goes to the end when it has been: no key starves,
         # and a long request makes a short one wait for one call, not for all of its own.
         self._waiting: OrderedDict[Hashable, deque[Ticket]] = OrderedDict()
         self._batch_row_draws = batch_row_draws
         self._inline_s = inline_s
+        self._metrics = metrics
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"dropserve-{name}")
         self._running: list[Share] = []
+        self._started = 0.0
         self._turn_planned = False
         # What has not been answered, in requests and in rows x draws.
         self.requests = 0
@@ -109,6 +120,7 @@ class _Lane:
         self._turn_planned = False
         batch = self._take_batch()
         if batch:
+            self._started = time.monotonic()
             call = batch[0][0].call
             row_draws = call.draws * sum(stop - start for _, start, stop in batch)
             if call.model.costs[call.function].seconds(row_draws) > self._inline_s:
@@ -119,7 +131,7 @@ class _Lane:
             self._deliver(batch, _run(batch))
         self._plan_turn()
 
-    def _thread_done(self, done: asyncio.Future[list[Arrays | Exception]]) -> None:
+    def _thread_done(self, done: asyncio.Future[Ran]) -> None:
         batch, self._running = self._running, []
         if not done.cancelled():
             self._deliver(batch, done.result())
@@ -149,8 +161,10 @@ class _Lane:
                 self._waiting[key] = queue
         return batch
 
-    def _deliver(self, batch: list[Share], answers: list[Arrays | Exception]) -> None:
+    def _deliver(self, batch: list[Share], ran: Ran) -> None:
         """Give each request its rows, and its answer when it has them all."""
+        answers, outputs = ran
+        self._record(batch, outputs)
         for (ticket, _, stop), answer in zip(batch, answers, strict=True):
             if isinstance(answer, Exception):
                 # Rows of it that still wait are dropped when their turn comes.
@@ -164,6 +178,17 @@ class _Lane:
             if stop == ticket.rows:
                 self._release(ticket)
 
+    def _record(self, batch: list[Share], outputs: Arrays | None) -> None:
+        started = self._started
+        call = batch[0][0].call
+        model, manifest = call.model, call.model.manifest
+        waits = [started - ticket.arrived for ticket, start, _ in batch if start == 0]
+        rows = sum(stop - start for _, start, stop in batch)
+        self._metrics.call(model, call.function, waits, rows, rows * call.draws, time.monotonic() - started)
+        if outputs is not None and call.function in WATCHED:
+            usual = call.draws == manifest.num_samples and call.function != contract.MC_ADAPTIVE
+            self._metrics.drawn(model, outputs, rows, usual)
+
     def _release(self, ticket: Ticket) -> None:
         self.requests -= 1
         self.row_draws -= ticket.row_draws
@@ -172,12 +197,12 @@ class _Lane:
 class Batcher:
     """Takes work from every protocol. All methods are called on one event loop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
         inline_s = settings.inline_ms / 1000
         self._settings = settings
         self._deadline_s = settings.deadline_ms / 1000
-        self._predictions = _Lane("predict", settings.batch_rows, inline_s)
-        self._draws = _Lane("draws", settings.batch_row_draws, inline_s)
+        self._predictions = _Lane("predict", settings.batch_rows, inline_s, metrics)
+        self._draws = _Lane("draws", settings.batch_row_draws, inline_s, metrics)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
@@ -186,6 +211,11 @@ class Batcher:
     def open_requests(self) -> int:
         """Requests that wait for an answer."""
         return self._predictions.requests + self._draws.requests
+
+    @property
+    def open_row_draws(self) -> int:
+        """Their rows x draws."""
+        return self._predictions.row_draws + self._draws.row_draws
 
     def submit(self, call: Call, inputs: Arrays) -> asyncio.Future[Arrays]:
         """Queue the rows of one request; the future gives its own rows of every output, or a ServingError.
@@ -205,7 +235,7 @@ class Batcher:
         ):
             raise QueueFull
         future: asyncio.Future[Arrays] = self._loop.create_future()
-        ticket = Ticket(call, inputs, rows, future, time.monotonic() + self._deadline_s)
+        ticket = Ticket(call, inputs, rows, future, self._deadline_s)
         lane.put(_batch_key(call, inputs), ticket)
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
@@ -246,7 +276,7 @@ def _batch_key(call: Call, inputs: Arrays) -> Hashable:
     return call.key if not free else (call.key, tuple(inputs[name].shape[1:] for name in free))
 
 
-def _run(batch: list[Share]) -> list[Arrays | Exception]:
+def _run(batch: list[Share]) -> Ran:
     """Call the model once for all; give each request its own rows, in the order of the batch.
 
     Where the call fails each request is run alone: one that the model cannot answer must not fail its batch mates.
@@ -256,16 +286,17 @@ def _run(batch: list[Share]) -> list[Arrays | Exception]:
     try:
         outputs = call.model.run(call.function, {**inputs, **dict(call.scalars)})
     except Exception as error:  # whatever TensorFlow raises
-        return [error] if len(batch) == 1 else [_run([share])[0] for share in batch]
+        alone: list[Arrays | Exception] = [error]
+        return (alone if len(batch) == 1 else [_run([share])[0][0] for share in batch]), None
     if len(batch) == 1:
-        return [outputs]
+        return [outputs], outputs
     answers: list[Arrays | Exception] = []
     first = 0
     for _, start, stop in batch:
         last = first + stop - start
         answers.append({name: values[first:last] for name, values in outputs.items()})
         first = last
-    return answers
+    return answers, outputs
 
 
 def _joined(parts: list[Arrays]) -> Arrays:

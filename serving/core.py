@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import structlog
@@ -13,6 +14,8 @@ from models import contract
 from serving.batcher import Batcher, Call
 from serving.errors import InvalidField, StartError, Unavailable, VersionNotFound, choices, quote
 from serving.graph import Arrays, prepare_device
+from serving.metrics import Labels, Metrics
+from serving.observer import Observer
 from serving.registry import Registry
 from serving.reload import Reloader
 from serving.repository import Repository
@@ -23,6 +26,8 @@ log = structlog.get_logger()
 
 # Where `tolerance` is asked for without `max_samples`.
 DEFAULT_MAX_SAMPLES = 2_000
+# How often the workers of a server tell each other what they have counted, in seconds.
+SHARE_METRICS_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,17 +57,22 @@ class Drawn:
 class Core:
     """The loaded models and the queue in front of them. `answer` and `draw` are called on one event loop."""
 
-    def __init__(self, settings: Settings, repository: Repository) -> None:
-        """Load what the repository holds; raises StartError with one line where nothing can be served."""
+    def __init__(self, settings: Settings, repository: Repository, workers_folder: Path | None = None) -> None:
+        """Load what the repository holds; raises StartError with one line where nothing can be served.
+
+        workers_folder: shared by the workers of one server, where there may be several.
+        """
         device = prepare_device(settings.device)
         log.info("device", device=device.kind, note=device.note)
         self.settings = settings
         self.registry = Registry(settings.model)
-        self.batcher = Batcher(settings)
+        self.metrics = Metrics(settings.drift_window_rows, workers_folder)
+        self.observer = Observer(settings, self.metrics)
+        self.batcher = Batcher(settings, self.metrics)
         self.is_ready = False
         self.is_draining = False
-        self._reloader = Reloader(repository, self.registry, settings.keep_versions, settings.poll_s)
-        self._following: asyncio.Task[None] | None = None
+        self._reloader = Reloader(repository, self.registry, self.metrics, settings.keep_versions, settings.poll_s)
+        self._following: list[asyncio.Task[None]] = []
         # What is imported stays: the garbage collector need not walk TensorFlow's objects again and again.
         gc.collect()
         gc.freeze()
@@ -74,7 +84,7 @@ class Core:
 
     async def open(self) -> None:
         """From now on requests are answered, and the repository is followed."""
-        self._following = asyncio.create_task(self._reloader.run())
+        self._following = [asyncio.create_task(self._reloader.run()), asyncio.create_task(self._share_metrics())]
         self.is_ready = True
 
     def drain(self) -> None:
@@ -84,10 +94,31 @@ class Core:
 
     def close(self) -> None:
         self.drain()
-        if self._following is not None:
-            self._following.cancel()
+        for task in self._following:
+            task.cancel()
         self._reloader.close()
         self.batcher.close()
+        self.observer.close()
+        self.metrics.write()
+
+    async def _share_metrics(self) -> None:
+        while True:
+            self.measure()
+            self.metrics.write()
+            await asyncio.sleep(SHARE_METRICS_S)
+
+    def measure(self) -> None:
+        """Bring the metrics that are states, not counts, up to date."""
+        self.metrics.gauge("dropserve_open_requests", {(): self.batcher.open_requests})
+        self.metrics.gauge("dropserve_open_row_draws", {(): self.batcher.open_row_draws})
+        states: dict[Labels, float] = {}
+        broken: dict[Labels, float] = {}
+        for name, shelf in self.registry.shelves.items():
+            broken[(name,)] = sum(bool(status.error) for status in shelf.statuses.values())
+            for version, status in shelf.statuses.items():
+                states[name, str(version), status.state.value] = 1
+        self.metrics.gauge("dropserve_version_state", states)
+        self.metrics.gauge("dropserve_broken_versions", broken)
 
     def model(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import grpc
@@ -54,9 +55,13 @@ from serving.errors import (
     quote,
 )
 from serving.graph import Arrays
+from serving.observer import Exchange
 from serving.runtime import Model
 
 log = structlog.get_logger()
+
+# Of the call that this task answers: gRPC gives each one a task of its own.
+_exchange: ContextVar[Exchange] = ContextVar("exchange")
 
 _DESCRIBED = (
     prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"],
@@ -100,12 +105,29 @@ def _refusing(handler: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, A
     """A handler whose errors become status codes."""
 
     @functools.wraps(handler)
-    async def answer(services: Services, request: Any, context: Any) -> Any:
+    async def answered(services: Services, request: Any, context: Any) -> Any:
+        metadata = dict(context.invocation_metadata() or ())
+        exchange = services.observer.begin(
+            "tensorflow_serving_grpc",
+            handler.__name__,
+            f"/{handler.__name__}",
+            _text(metadata, "x-request-id"),
+            _text(metadata, "traceparent"),
+        )
+        _exchange.set(exchange)
+        shown = [("x-request-id", exchange.request_id)]
+        if exchange.traceparent is not None:
+            shown.append(("traceparent", exchange.traceparent))
+        context.set_trailing_metadata(shown)
+        # What is left where the client goes away and the handler is cancelled.
+        code = grpc.StatusCode.CANCELLED
         try:
             services.require_ready()
             if isinstance(request, DecodeError):
                 raise InvalidRequest(f"the message cannot be decoded: {request}")
-            return await handler(services, request)
+            answer = await handler(services, request)
+            code = grpc.StatusCode.OK
+            return answer
         except ServingError as error:
             if isinstance(error, ModelFailed):
                 log.error("model failed", cause=error.cause)
@@ -113,9 +135,17 @@ def _refusing(handler: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, A
             await context.abort(code, str(error))
         except Exception as error:  # a defect of ours
             log.error("unexpected error", exc_info=error)
-            await context.abort(grpc.StatusCode.INTERNAL, "unexpected error; the cause is in the server's log")
+            code = grpc.StatusCode.INTERNAL
+            await context.abort(code, "unexpected error; the cause is in the server's log")
+        finally:
+            services.observer.end(exchange, code.name, is_error=code is not grpc.StatusCode.OK)
 
-    return answer
+    return answered
+
+
+def _text(metadata: dict[str, str | bytes], name: str) -> str | None:
+    value = metadata.get(name)
+    return value if isinstance(value, str) else None
 
 
 class Services(prediction_service_pb2_grpc.PredictionServiceServicer, model_service_pb2_grpc.ModelServiceServicer):
@@ -123,6 +153,7 @@ class Services(prediction_service_pb2_grpc.PredictionServiceServicer, model_serv
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self.observer = core.observer
 
     def require_ready(self) -> None:
         if not self._core.is_ready:
@@ -207,7 +238,9 @@ class Services(prediction_service_pb2_grpc.PredictionServiceServicer, model_serv
             raise InvalidField("model_spec.name", "nothing", "a model's name")
         version = spec.version.value if spec.HasField("version") else None
         raw = None if request is None else request.SerializeToString(deterministic=True)
-        return self._core.model(spec.name, version, spec.version_label or None, raw)
+        model = self._core.model(spec.name, version, spec.version_label or None, raw)
+        _exchange.get().model = model
+        return model
 
     def _number(self, spec: Any) -> int:
         """The version that a label stands for, or that is named."""

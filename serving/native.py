@@ -9,6 +9,7 @@ from models.contract import MIN_NUM_SAMPLES
 from serving import answers
 from serving.core import Asked, Core
 from serving.errors import InvalidField, InvalidRequest, choices, quote
+from serving.observer import Exchange
 from serving.runtime import Model
 from serving.web import Request, Response, json_response, read_object
 
@@ -28,31 +29,42 @@ class Native:
     async def predict(self, request: Request) -> Response:
         request.require_json()
         body = await request.body()
-        return json_response(await self.predict_content(read_object(body), body))
+        return json_response(await self.predict_content(read_object(body), body, request.exchange))
 
     async def uncertainty(self, request: Request) -> Response:
         request.require_json()
         body = await request.body()
         # Draws may take long: they are given up when the client goes away.
-        return json_response(await request.outcome(self.uncertainty_content(read_object(body), body)))
+        work = self.uncertainty_content(read_object(body), body, request.exchange)
+        return json_response(await request.outcome(work))
 
-    async def predict_content(self, content: dict[str, Any], body: bytes | None = None) -> dict[str, Any]:
+    async def predict_content(
+        self, content: dict[str, Any], body: bytes | None = None, exchange: Exchange | None = None
+    ) -> dict[str, Any]:
         """The answer to one `/predict` body: its content, and its bytes where it came as such."""
         _check_fields(content, PREDICT_FIELDS)
-        model = self._core.model(request=body)
+        model = self._model(body, exchange)
         inputs = model.reader.read(content[INSTANCES])
         arrays = await self._core.predict(model, inputs)
         return {"model": _identity(model), "predictions": answers.predictions(model.manifest, arrays)}
 
-    async def uncertainty_content(self, content: dict[str, Any], body: bytes | None = None) -> dict[str, Any]:
+    async def uncertainty_content(
+        self, content: dict[str, Any], body: bytes | None = None, exchange: Exchange | None = None
+    ) -> dict[str, Any]:
         """The answer to one `/uncertainty` body, likewise."""
         _check_fields(content, UNCERTAINTY_FIELDS)
         asked = read_asked(content, self._core.settings.max_num_samples)
-        model = self._core.model(request=body)
+        model = self._model(body, exchange)
         inputs = model.reader.read(content[INSTANCES])
         drawn = await self._core.draw(model, inputs, asked)
         rows = answers.uncertainties(model.manifest, drawn.arrays, drawn.num_samples, drawn.converged)
         return {"model": _identity(model), "seed": drawn.seed, "predictions": rows}
+
+    def _model(self, body: bytes | None, exchange: Exchange | None) -> Model:
+        model = self._core.model(request=body)
+        if exchange is not None:
+            exchange.model = model
+        return model
 
 
 def read_asked(content: dict[str, Any], max_num_samples: int) -> Asked:

@@ -95,8 +95,9 @@ class OpenInference:
         return json_response({"name": model.name, "ready": ready}, 200 if ready else 503)
 
     async def infer(self, name: str, version: str | None, request: Request) -> Response:
+        request.exchange.operation = "infer"
         body, json_bytes = await _read_body(request)
-        model = self._core.model(name, version, request=body)
+        model = request.exchange.model = self._core.model(name, version, request=body)
         content = read_object(body[:json_bytes])
         binary = memoryview(body)[json_bytes:]
         parameters = _parameters(content, "parameters")

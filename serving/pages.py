@@ -52,6 +52,8 @@ _OPERATION = """<h2>POST {path}</h2>
 class Pages:
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._own = CollectorRegistry()
+        self._own.register(core.metrics)
 
     async def live(self, request: Request) -> Response:
         return Response(b"\n", content_type="text/plain; charset=utf-8")
@@ -62,7 +64,9 @@ class Pages:
         return Response(b"\n", content_type="text/plain; charset=utf-8")
 
     async def metrics(self, request: Request) -> Response:
-        return Response(generate_latest(_registry()), content_type=CONTENT_TYPE_LATEST)
+        self._core.measure()
+        content = generate_latest(self._own) + generate_latest(_registry())
+        return Response(content, content_type=CONTENT_TYPE_LATEST)
 
     async def openapi(self, request: Request) -> Response:
         return json_response(self._document())
@@ -94,7 +98,7 @@ class Pages:
 
 
 def _registry() -> CollectorRegistry:
-    """The metrics of all workers, where BentoML runs several; else of this process."""
+    """BentoML's own metrics, of all workers where it runs several; and those of the process."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return REGISTRY
     registry = CollectorRegistry()

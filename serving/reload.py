@@ -17,6 +17,7 @@ from pathlib import Path
 import structlog
 
 from models.contract import ArtifactError
+from serving.metrics import Metrics
 from serving.registry import Registry, State, Status
 from serving.repository import Fingerprint, Folders, Repository, fingerprint, newest
 from serving.routing import Routing, RoutingError
@@ -26,10 +27,13 @@ log = structlog.get_logger()
 
 
 class Reloader:
-    def __init__(self, repository: Repository, registry: Registry, keep_versions: int, poll_s: float) -> None:
+    def __init__(
+        self, repository: Repository, registry: Registry, metrics: Metrics, keep_versions: int, poll_s: float
+    ) -> None:
         """keep_versions: of each model, how many of the newest stay loaded beside those that its routing names."""
         self._repository = repository
         self._registry = registry
+        self._metrics = metrics
         self._keep_versions = keep_versions
         self._poll_s = poll_s
         # Loads one version at a time, beside the event loop.
@@ -112,12 +116,14 @@ class Reloader:
 
     def _accept(self, model: Model) -> None:
         self._broken.pop(model.folder, None)
+        self._metrics.loaded(model)
         self._registry.put(model)
         log.info("version ready", model=model.name, version=model.version)
 
     def _refuse(self, name: str, version: int, folder: Path, before: Fingerprint, error: ArtifactError) -> None:
         self._broken[folder] = before
         self._registry.mark(name, version, Status(State.END, str(error)))
+        self._metrics.reloaded(name, "refused")
         log.error("version cannot be served", model=name, version=version, reason=str(error))
 
     def _unload(self, folders: Folders, routings: dict[str, Routing]) -> None:
@@ -130,10 +136,12 @@ class Reloader:
             for version in [version for version in shelf.loaded if version not in keep]:
                 log.info("version retired", model=name, version=version)
                 self._registry.take(name, version)
+                self._metrics.reloaded(name, "retired")
                 taken = True
             for version in [version for version in shelf.statuses if version not in versions]:
                 if version not in shelf.loaded and shelf.statuses[version].state is not State.UNLOADING:
                     self._registry.forget(name, version)
+                    self._metrics.forget(name, str(version))
         for folder in [folder for folder in self._broken if not folder.is_dir()]:
             del self._broken[folder]
         if taken:

@@ -38,6 +38,15 @@ class Cost:
         return self.fixed + self.variable * row_draws
 
 
+def watched(output: contract.ModelOutput) -> list[tuple[str, str]]:
+    """The statistics of an output that are watched for drift, and their tensors: one number a row."""
+    if output.task == "classification":
+        names = ["predictive_entropy", "mutual_information"]
+    else:
+        names = [] if output.shape else ["epistemic_std"]
+    return [(name, f"{output.prefix}{name}") for name in names]
+
+
 @dataclass(eq=False)
 class Model:
     """One version of one model, loaded, warmed up and ready to answer from any thread.
@@ -59,6 +68,11 @@ class Model:
     def version(self) -> str:
         return str(self.manifest.version)
 
+    @cached_property
+    def identity(self) -> tuple[str, str]:
+        """Name and version, as metrics and logs say them."""
+        return self.name, self.version
+
     @property
     def signature_defs(self) -> dict[str, Any]:
         """The SavedModel's own description of its signatures: SignatureDef messages by name."""
@@ -68,6 +82,11 @@ class Model:
     def free_inputs(self) -> tuple[str, ...]:
         """Inputs whose rows may differ in shape from request to request."""
         return tuple(item.name for item in self.manifest.inputs if None in item.shape)
+
+    @cached_property
+    def watched(self) -> tuple[str, ...]:
+        """Tensors of the statistics that are watched."""
+        return tuple(tensor for output in self.manifest.outputs for _, tensor in watched(output))
 
     @classmethod
     def load(cls, folder: Path) -> Self:

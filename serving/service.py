@@ -12,6 +12,7 @@ import atexit
 import importlib
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -30,8 +31,10 @@ from serving.settings import Settings, read_settings
 
 # Exit code of a start that cannot succeed.
 CANNOT_START = 2
-# In the workers' environment: the file by which a worker tells the parent that it cannot start.
-FAILURE_FILE_VARIABLE = "DROPSERVE_START_FAILURE_FILE"
+# In the workers' environment: a folder of theirs, where they count together, and a file there by which one of them
+# tells the parent that it cannot start.
+WORKERS_FOLDER_VARIABLE = "DROPSERVE_WORKERS_FOLDER"
+FAILURE_FILE = "cannot-start"
 
 
 class Port(Protocol):
@@ -74,12 +77,15 @@ class Dropserve:
     def __init__(self) -> None:
         # Imported here, in the worker, and nowhere else: the parent process stays small.
         _import_tensorflow()
+        from serving import logs
         from serving.core import Core
         from serving.native import Native
 
+        logs.configure()
+        folder = os.environ.get(WORKERS_FOLDER_VARIABLE)
         try:
             settings = read_settings()
-            self.core = Core(settings, repository(settings))
+            self.core = Core(settings, repository(settings), None if folder is None else Path(folder))
         except StartError as error:
             _give_up(error)
         self._native = Native(self.core)
@@ -97,7 +103,7 @@ class Dropserve:
         except (StartError, contract.ArtifactError) as error:
             _say(error)
             raise SystemExit(CANNOT_START) from None
-        _exit_as_the_workers_do()
+        _share_a_folder()
 
     @bentoml.on_startup
     async def open(self) -> None:
@@ -206,23 +212,24 @@ def _give_up(error: StartError) -> NoReturn:
     if bentoml.server_context.worker_index is None:
         raise error
     _say(error)
-    failure_file = os.environ.get(FAILURE_FILE_VARIABLE)
-    if failure_file is not None:
-        Path(failure_file).touch()
+    folder = os.environ.get(WORKERS_FOLDER_VARIABLE)
+    if folder is not None:
+        (Path(folder) / FAILURE_FILE).touch()
     os.kill(os.getppid(), signal.SIGTERM)
     os._exit(CANNOT_START)
 
 
-def _exit_as_the_workers_do() -> None:
-    """Make this process, the workers' parent, exit with CANNOT_START if a worker gave up; BentoML would exit with 0."""
+def _share_a_folder() -> None:
+    """Give the workers a folder; make this process, their parent, exit with CANNOT_START if one of them gave up.
+
+    BentoML would exit with 0.
+    """
     folder = Path(tempfile.mkdtemp(prefix="dropserve-"))
-    failure_file = folder / "cannot-start"
-    os.environ[FAILURE_FILE_VARIABLE] = str(failure_file)
+    os.environ[WORKERS_FOLDER_VARIABLE] = str(folder)
 
     def finish() -> None:
-        failed = failure_file.exists()
-        failure_file.unlink(missing_ok=True)
-        folder.rmdir()
+        failed = (folder / FAILURE_FILE).exists()
+        shutil.rmtree(folder, ignore_errors=True)
         if failed:
             sys.stdout.flush()
             os._exit(CANNOT_START)

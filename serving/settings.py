@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serving.errors import StartError
@@ -40,6 +40,17 @@ class Settings(BaseSettings):
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where TensorFlow runs. `auto` takes a GPU where there is one; `gpu` refuses to start without one."""
+
+    access_log: Literal["all", "errors", "off"] = "all"
+    """Which requests get a line in the log: who asked what of which version, how long it took; never what was sent."""
+
+    otlp_endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+.*$")] | None = Field(
+        default=None, validation_alias=AliasChoices("DROPSERVE_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    )
+    """Where OpenTelemetry spans are sent, OTLP over HTTP, as `http://collector:4318`. Without it there are none."""
+
+    drift_window_rows: int = Field(default=2_000, ge=200)
+    """Of how many answers, at least, the drift score speaks; at most of twice as many."""
 
     max_body_bytes: int = Field(default=32 * 2**20, gt=0)
     """Longest request body, in bytes. A longer one is refused (413)."""

@@ -60,8 +60,9 @@ class TensorFlowServing:
         path: str = request.scope["raw_path"].decode("latin-1")
         if request.method == "POST" and (found := _PREDICTION.fullmatch(path)):
             name, version, label, method = found.groups()
+            request.exchange.operation = method.lower()
             body = await request.body()
-            model = self._model(unquote(name), version, label and unquote(label), body)
+            model = request.exchange.model = self._model(unquote(name), version, label and unquote(label), body)
             content = _read(body)
             signature = _signature_name(content)
             if method.lower() == "predict":

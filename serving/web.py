@@ -25,6 +25,7 @@ from serving.errors import (
     UnsupportedContentType,
     quote,
 )
+from serving.observer import Exchange
 
 log = structlog.get_logger()
 
@@ -48,6 +49,9 @@ Header = tuple[bytes, bytes]
 # Work that takes longer, in seconds, is given up when its client goes away: the connection is watched from then on.
 LONG_WORK_S = 0.02
 
+# The status of a request whose client went away, for logs: nobody reads it.
+GONE = "499"
+
 Outcome = TypeVar("Outcome")
 
 _NOSNIFF: Header = (b"x-content-type-options", b"nosniff")
@@ -66,12 +70,13 @@ class Response:
         self.content_type = content_type
         self.headers = headers
 
-    async def send(self, send: Send, with_body: bool = True) -> None:
+    async def send(self, send: Send, more_headers: Iterable[Header] = (), with_body: bool = True) -> None:
         headers = [
             (b"content-type", self.content_type.encode()),
             (b"content-length", b"%d" % len(self.body)),
             _NOSNIFF,
             *self.headers,
+            *more_headers,
         ]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body if with_body else b""})
@@ -105,22 +110,21 @@ def error_response(error: Exception) -> Response:
 class Request:
     """One HTTP request."""
 
-    __slots__ = ("_receive", "max_body_bytes", "method", "path", "scope")
+    __slots__ = ("_receive", "exchange", "headers", "max_body_bytes", "method", "path", "scope")
 
     def __init__(self, scope: Scope, receive: Receive, max_body_bytes: int) -> None:
         self.scope = scope
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.exchange: Exchange
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.max_body_bytes = max_body_bytes
         self._receive = receive
 
     def header(self, name: bytes) -> str | None:
-        """The first header of this (lower-case) name."""
-        for found, value in self.scope["headers"]:
-            if found == name:
-                text: str = value.decode("latin-1")
-                return text
-        return None
+        """The header of this (lower-case) name; the last one, where there are several."""
+        value = self.headers.get(name)
+        return None if value is None else value.decode("latin-1")
 
     async def body(self) -> bytes:
         """The whole body; raises BodyTooLarge once it is over the limit, ClientGone on a broken connection."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,11 +12,12 @@ from models.artifact import publish
 from serving.batcher import Batcher, Call
 from serving.errors import DeadlineExceeded, InvalidRequest, QueueFull, Unavailable
 from serving.graph import Arrays
+from serving.metrics import Metrics
 from serving.runtime import Model
 from serving.settings import Settings
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class CountedModel(Model):
     """The real model, with a count of the rows of each call."""
 
@@ -37,6 +39,11 @@ def forget_calls(model):
     model.calls.clear()
 
 
+def batcher_of(**settings: Any) -> Batcher:
+    chosen = Settings(**settings)
+    return Batcher(chosen, Metrics(chosen.drift_window_rows))
+
+
 def predict(model: Model) -> Call:
     return Call(model, "serving_default")
 
@@ -51,7 +58,7 @@ def rows_of(trained, start: int, stop: int) -> Arrays:
 
 def test_requests_of_one_turn_share_a_call_and_get_their_own_rows(model, trained):
     async def main():
-        batcher = Batcher(Settings())
+        batcher = batcher_of()
         work = [batcher.submit(predict(model), rows_of(trained, index, index + 1 + index % 3)) for index in range(60)]
         answers = await asyncio.gather(*work)
         batcher.close()
@@ -68,7 +75,7 @@ def test_requests_with_other_settings_do_not_share_a_call(model, trained):
     asked = [(50, 0), (50, 1), (60, 0), (50, 0), (50, 1)]
 
     async def main():
-        batcher = Batcher(Settings())
+        batcher = batcher_of()
         work = [batcher.submit(draw(model, *settings), rows_of(trained, 3, 5)) for settings in asked]
         answers = await asyncio.gather(*work)
         batcher.close()
@@ -86,7 +93,7 @@ def test_requests_with_other_settings_do_not_share_a_call(model, trained):
 @pytest.mark.parametrize("inline_ms", [0, 1e6], ids=["on the thread", "on the event loop"])
 def test_a_large_request_is_cut_and_put_together_again(model, trained, inline_ms):
     async def main():
-        batcher = Batcher(Settings(batch_rows=30, batch_row_draws=1000, inline_ms=inline_ms))
+        batcher = batcher_of(batch_rows=30, batch_row_draws=1000, inline_ms=inline_ms)
         answers = await asyncio.gather(
             batcher.submit(predict(model), rows_of(trained, 0, 208)),
             batcher.submit(draw(model, 100), rows_of(trained, 0, 25)),
@@ -109,7 +116,7 @@ def test_a_large_request_is_cut_and_put_together_again(model, trained, inline_ms
 
 def test_a_long_mc_call_makes_no_prediction_wait_for_its_end(model, trained):
     async def main():
-        batcher = Batcher(Settings(max_row_draws=10**9, max_queue_row_draws=10**9))
+        batcher = batcher_of(max_row_draws=10**9, max_queue_row_draws=10**9)
         # A minute of work, of which the test waits for one part: the rest is given up.
         long = batcher.submit(draw(model, 10_000), {"features": np.tile(trained.rows, [50, 1])})
         await asyncio.sleep(0)
@@ -127,7 +134,7 @@ def test_a_long_mc_call_makes_no_prediction_wait_for_its_end(model, trained):
 
 def test_a_full_queue_refuses_and_then_takes_again(model, trained):
     async def main():
-        batcher = Batcher(Settings(max_queue=5))
+        batcher = batcher_of(max_queue=5)
         work = [batcher.submit(predict(model), rows_of(trained, 0, 1)) for _ in range(5)]
         with pytest.raises(QueueFull):
             batcher.submit(predict(model), rows_of(trained, 0, 1))
@@ -142,7 +149,7 @@ def test_a_full_queue_refuses_and_then_takes_again(model, trained):
 
 def test_too_many_draws_in_the_queue_are_refused(model, trained):
     async def main():
-        batcher = Batcher(Settings(max_queue_row_draws=1000))
+        batcher = batcher_of(max_queue_row_draws=1000)
         # The first one is taken whatever its size: a limit of its own bounds it.
         first = batcher.submit(draw(model, 2000), rows_of(trained, 0, 1))
         with pytest.raises(QueueFull):
@@ -156,7 +163,7 @@ def test_too_many_draws_in_the_queue_are_refused(model, trained):
 
 def test_a_request_past_its_deadline_is_given_up(model, trained):
     async def main():
-        batcher = Batcher(Settings(deadline_ms=100, max_queue_row_draws=10**9))
+        batcher = batcher_of(deadline_ms=100, max_queue_row_draws=10**9)
         with pytest.raises(DeadlineExceeded, match="no answer within 100 ms"):
             await batcher.submit(draw(model, 10_000), rows_of(trained, 0, 208))
         calls = len(model.calls)
@@ -171,7 +178,7 @@ def test_a_request_past_its_deadline_is_given_up(model, trained):
 
 def test_a_request_that_nobody_waits_for_is_never_run(model, trained):
     async def main():
-        batcher = Batcher(Settings())
+        batcher = batcher_of()
         given_up = [batcher.submit(predict(model), rows_of(trained, 0, 1)) for _ in range(10)]
         for work in given_up[1:]:
             work.cancel()
@@ -185,7 +192,7 @@ def test_a_request_that_nobody_waits_for_is_never_run(model, trained):
 
 def test_after_close_nothing_waits_and_nothing_is_taken(model, trained):
     async def main():
-        batcher = Batcher(Settings())
+        batcher = batcher_of()
         work = batcher.submit(predict(model), rows_of(trained, 0, 1))
         batcher.close()
         with pytest.raises(Unavailable):
@@ -205,7 +212,7 @@ def test_a_request_that_the_model_refuses_does_not_fail_its_batch_mates(tmp_path
     model = Model.load(publish(network, name="words", repository=tmp_path))
 
     async def main():
-        batcher = Batcher(Settings())
+        batcher = batcher_of()
         sent = [[0, 1], [4, 5], [2, 3]]
         work = [batcher.submit(predict(model), {"words": np.array([row], np.int32)}) for row in sent]
         answers = await asyncio.gather(*work, return_exceptions=True)

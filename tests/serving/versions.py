@@ -5,19 +5,23 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from models.contract import MANIFEST_FILE, manifest_bytes, read_manifest
 
 WAIT_S = 60
 
 
-def publish_as(source: Path, repository: Path, version: int, name: str | None = None) -> Path:
-    """A copy of the artifact `source` as another version, or another model: sealed anew, renamed into place."""
+def publish_as(source: Path, repository: Path, version: int, name: str | None = None, **changes: Any) -> Path:
+    """A copy of the artifact `source` as another version, or another model: sealed anew, renamed into place.
+
+    changes: other fields of its manifest.
+    """
     manifest = read_manifest(source)
     name = name or manifest.name
     staging = repository / name / f".staging-{version}"
     shutil.copytree(source, staging)
-    renamed = manifest.model_copy(update={"name": name, "version": version})
+    renamed = manifest.model_copy(update={"name": name, "version": version, **changes})
     (staging / MANIFEST_FILE).write_bytes(manifest_bytes(renamed))
     folder = repository / name / str(version)
     os.rename(staging, folder)
