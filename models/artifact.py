@@ -11,7 +11,7 @@ import importlib.metadata
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from models.contract import (
     MC_SAMPLE,
     MIN_NUM_SAMPLES,
     NUM_SAMPLES,
+    REPORT_FILE,
     RESERVED_INPUT_NAMES,
     SEED,
     SERVING_DEFAULT,
@@ -86,6 +87,7 @@ def publish(
     seed: int = DEFAULT_SEED,
     masks: Masks = "independent",
     precision: Precision = "float32",
+    report: Callable[[Path], str] | None = None,
 ) -> Path:
     """Write `repository/name/<next version>/` and return it. A reader never sees half an artifact.
 
@@ -96,6 +98,7 @@ def publish(
     num_samples, seed: the artifact's defaults.
     masks: "balanced" halves the Monte Carlo variance of the default answer (not of other seeds).
     precision: "bfloat16" computes the draws, not the deterministic answer, in half precision.
+    report: makes report.html, from the folder with the finished SavedModel.
     Raises ArtifactError (one line) for a model or a description that cannot be honoured; the repository is unchanged.
     """
     check_name(name)
@@ -120,6 +123,8 @@ def publish(
         examples = examples[:_MAX_EXAMPLES]
         signatures = _export(engine, inputs, folder)
         warmup.write(folder, name, _arrays(inputs, examples), num_samples, seed)
+        if report is not None:
+            (folder / REPORT_FILE).write_text(report(folder), encoding="utf-8")
         manifest = Manifest(
             name=name,
             version=1,

@@ -22,8 +22,10 @@ class Variant:
     name: str
     recipe: Recipe
     model: keras.Model
-    # Mean training loss of the last epoch, dropout on.
-    loss: float
+    # Mean training loss of each epoch, dropout on.
+    losses: list[float]
+    # Loss on the calibration rows after each epoch, dropout off: recorded, and without a say in the training.
+    held_out_losses: list[float]
     # On the test rows, dropout off.
     metrics: dict[str, float]
 
@@ -35,9 +37,9 @@ class Variant:
 def fit_variant(name: str, recipe: Recipe, data: Dataset, rows: Split, seed: int, reporter: Reporter) -> Variant:
     """Fit on the training rows, judge on the test rows."""
     with reporter.epochs(f"{data.name}, {name}", recipe.epochs) as on_epoch:
-        fitted = fit(data, rows.train, recipe, seed=seed, on_epoch=on_epoch)
+        fitted = fit(data, rows.train, recipe, seed=seed, on_epoch=on_epoch, watch=rows.calibration)
     metrics = evaluate(fitted.model, data, rows.test)
-    return Variant(name, recipe, fitted.model, fitted.losses[-1], metrics)
+    return Variant(name, recipe, fitted.model, fitted.losses, fitted.watched_losses, metrics)
 
 
 def alternatives(chosen: Recipe) -> dict[str, Recipe]:

@@ -20,8 +20,8 @@ BATCH = 4096
 
 def evaluate(model: keras.Model, data: Dataset, rows: NDArray[np.int64]) -> dict[str, float]:
     """`figures` of the network with dropout off."""
-    parts = [model(data.network_input(part), training=False) for part in _parts(rows)]
-    answer = np.concatenate([keras.ops.convert_to_numpy(part) for part in parts]).astype(np.float64)
+    answers = [model(data.network_input(part), training=False) for part in parts(rows)]
+    answer = np.concatenate([keras.ops.convert_to_numpy(part) for part in answers]).astype(np.float64)
     if data.task == "regression":
         return figures(answer[:, 0], data, rows)
     return figures(np.hstack([1 - answer, answer]) if len(data.labels) == 2 else answer, data, rows)
@@ -31,14 +31,14 @@ def evaluate_artifact(folder: Path, data: Dataset, rows: NDArray[np.int64]) -> d
     """`figures` of the mean of the draws, as the artifact itself gives it with its own number of draws and seed."""
     signature = tf.saved_model.load(str(folder)).signatures[MC_PREDICT]
     key = "mean" if data.task == "regression" else "probabilities"
-    parts = [
+    answers = [
         signature(**{name: tf.constant(values) for name, values in data.tensors(part).items()})[key]
-        for part in _parts(rows)
+        for part in parts(rows)
     ]
-    return figures(np.concatenate([part.numpy() for part in parts]), data, rows)
+    return figures(np.concatenate([part.numpy() for part in answers]), data, rows)
 
 
-def _parts(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+def parts(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """The rows in calls that fit into memory."""
     return [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,6 +16,9 @@ from training.datasets import Dataset
 from training.networks import answer, in_target_units, model
 from training.preprocessing import Preprocessor
 from training.recipes import Recipe
+
+# Of the training rows as the preprocessor encodes them.
+_MOST_ENCODED_BYTES = 2**28
 
 # Watched rows at most: they show where the held-out loss turns, and cost a pass each epoch.
 _WATCHED = 10_000
@@ -58,19 +63,23 @@ def fit(
     inputs = preprocessor.inputs()
     encoded = preprocessor.layers(inputs)
     output = answer(encoded, data, recipe)
-    # Rows are encoded once, not once an epoch.
-    network = keras.Model(encoded, output)
-    x, y = preprocessor.encode(data.x[train_rows]), target[train_rows]
-    steps = -(-len(x) // recipe.batch_size)
+    # Rows are encoded once, not once an epoch; but wide ones may not fit into memory.
+    is_encoded = math.prod(encoded.shape[1:]) * 4 * len(train_rows) <= _MOST_ENCODED_BYTES
+    network = keras.Model(encoded, output) if is_encoded else model(inputs, output, data)
+
+    def network_input(rows: NDArray[np.int64]) -> list[NDArray[Any]]:
+        return [preprocessor.encode(data.x[rows])] if is_encoded else list(data.tensors(rows).values())
+
+    steps = -(-len(train_rows) // recipe.batch_size)
     # Many steps in one call of the graph: a step of these nets costs less than its Python.
     network.compile(optimizer=optimizer(recipe), loss=loss(data), steps_per_execution=steps, jit_compile=False)
     watched: list[float] = []
     callbacks = [] if on_epoch is None else [_report(on_epoch)]
     if watch is not None:
         rows = watch[:_WATCHED]
-        callbacks.append(_watch(network, loss(data), preprocessor.encode(data.x[rows]), target[rows], watched))
+        callbacks.append(_watch(network, loss(data), network_input(rows), target[rows], watched))
     history = network.fit(
-        batches(x, y, recipe.batch_size, seed),
+        batches(network_input(train_rows), target[train_rows], recipe.batch_size, seed),
         epochs=recipe.epochs,
         steps_per_epoch=steps,
         shuffle=False,
@@ -92,10 +101,19 @@ def _target(data: Dataset, train_rows: NDArray[np.int64]) -> tuple[NDArray[np.fl
     return ((y - mean) / scale).astype(np.float32), mean, scale
 
 
-def batches(x: NDArray[np.float32], y: NDArray[np.float32], batch_size: int, seed: int) -> tf.data.Dataset:
-    """Endless shuffled epochs from one iterator: making an iterator costs more than an epoch of these nets."""
-    rows = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=seed, reshuffle_each_iteration=True)
-    return rows.batch(batch_size).repeat()
+def batches(x: list[NDArray[Any]], y: NDArray[np.float32], batch_size: int, seed: int) -> tf.data.Dataset:
+    """Endless shuffled epochs from one iterator: making an iterator costs more than an epoch of these nets.
+
+    x: the network's inputs [n, ...]. Row numbers are shuffled, not rows: no second copy of these is made.
+    """
+    inputs, targets = [tf.constant(values) for values in x], tf.constant(y)
+
+    def gather(rows: tf.Tensor) -> tuple[Any, tf.Tensor]:
+        chosen = tuple(tf.gather(values, rows) for values in inputs)
+        return chosen[0] if len(chosen) == 1 else chosen, tf.gather(targets, rows)
+
+    numbers = tf.data.Dataset.range(len(y)).shuffle(len(y), seed=seed, reshuffle_each_iteration=True)
+    return numbers.batch(batch_size).repeat().map(gather)
 
 
 def loss(data: Dataset) -> keras.losses.Loss:
@@ -117,12 +135,13 @@ def _report(on_epoch: OnEpoch) -> keras.callbacks.Callback:
 def _watch(
     network: keras.Model,
     measure: keras.losses.Loss,
-    x: NDArray[np.float32],
+    x: list[NDArray[Any]],
     y: NDArray[np.float32],
     losses: list[float],
 ) -> keras.callbacks.Callback:
     """Adds the loss on these rows to `losses` after each epoch. With dropout off nothing random is drawn."""
-    rows, targets = tf.constant(x), tf.constant(y[:, np.newaxis])
+    inputs, targets = [tf.constant(values) for values in x], tf.constant(y[:, np.newaxis])
+    rows = inputs[0] if len(inputs) == 1 else inputs
 
     @tf.function(autograph=False)
     def watched() -> tf.Tensor:

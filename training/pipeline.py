@@ -9,10 +9,12 @@ import numpy as np
 
 from models.artifact import publish
 from models.bento_store import import_artifact
-from models.contract import Manifest, TrainingData, read_manifest
+from models.contract import DEFAULT_SEED, Manifest, TrainingData, read_manifest
+from training import model_report
 from training.comparison import Variant, alternatives, fit_variant, place
 from training.datasets import Dataset
 from training.evaluation import evaluate_artifact, evaluate_constant
+from training.model_report import Evidence
 from training.plan import Plan
 from training.progress import Reporter
 from training.splits import Split, split
@@ -46,6 +48,19 @@ def train(plan: Plan, reporter: Reporter) -> Published:
         fit_variant(name, recipe, data, rows, plan.seed, reporter)
         for name, recipe in (alternatives(plan.recipe).items() if plan.compare else ())
     ]
+    constant_metrics = evaluate_constant(data, rows.train, rows.test)
+    variants = [chosen, *beside]
+    evidence = Evidence(
+        name=plan.name,
+        data=data,
+        rows=rows,
+        variants=variants,
+        constant_metrics=constant_metrics,
+        training_data=described,
+        num_samples=plan.num_samples,
+        seed=DEFAULT_SEED,
+        training_seed=plan.seed,
+    )
     with reporter.step(f"publishing {plan.name}"):
         folder = publish(
             chosen.model,
@@ -60,14 +75,14 @@ def train(plan: Plan, reporter: Reporter) -> Published:
             training={
                 **asdict(plan.recipe),
                 "seed": plan.seed,
-                "final_loss": chosen.loss,
+                "final_loss": chosen.losses[-1],
                 "comparison": [variant.summary() for variant in beside],
             },
             num_samples=plan.num_samples,
+            report=lambda folder: model_report.html(evidence, folder),
         )
         tag = import_artifact(folder)
         mc_metrics = evaluate_artifact(folder, data, rows.test)
-    constant_metrics = evaluate_constant(data, rows.train, rows.test)
     return Published(
         folder, tag, read_manifest(folder), described, data.ignored, [chosen, *beside], mc_metrics, constant_metrics
     )
