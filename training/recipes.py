@@ -137,7 +137,7 @@ DEFAULTS: dict[str, Recipe] = {
 
 # Steps that a table of one's own is trained for, about: Adam's loss on tables of this size is flat by then.
 STEPS = 3000
-MIN_EPOCHS, MAX_EPOCHS = 10, 150
+MIN_EPOCHS, MAX_EPOCHS = 10, 100
 MIN_BATCH, MAX_BATCH = 16, 1024
 
 
