@@ -97,7 +97,8 @@ def _form(host: str) -> Form:
         operation = httpx.get(url, timeout=30).raise_for_status().json()["paths"]["/predict"]["post"]
         content = operation["requestBody"]["content"]["application/json"]
         examples = content["example"]["instances"]
-        forms = content["schema"]["properties"]["instances"]["items"]["anyOf"]
+        rows = content["schema"]["properties"]["instances"]
+        forms = [form["items"] for form in rows.get("anyOf", [rows])]
         names = frozenset(name for form in forms for name in form.get("properties", ()))
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
         raise RowsError(f"{url}: no description of /predict ({error!r}); wanted a dropserve server") from error

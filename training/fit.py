@@ -18,7 +18,7 @@ from training.preprocessing import Preprocessor
 from training.recipes import Recipe
 
 # Of the training rows as the preprocessor encodes them.
-_MOST_ENCODED_BYTES = 2**28
+MOST_ENCODED_BYTES = 2**29
 
 # Watched rows at most: they show where the held-out loss turns, and cost a pass each epoch.
 _WATCHED = 10_000
@@ -46,10 +46,12 @@ def fit(
     seed: int,
     on_epoch: OnEpoch | None = None,
     watch: NDArray[np.int64] | None = None,
+    most_encoded_bytes: int = MOST_ENCODED_BYTES,
 ) -> Fitted:
     """Fit the recipe's network on `train_rows` of the data; no other row has a say in it.
 
-    The loss on the rows of `watch` is recorded after each epoch, and changes nothing.
+    The loss on the rows of `watch` is recorded after each epoch, and changes nothing. Training rows that would take
+    more than `most_encoded_bytes` once encoded are encoded batch by batch, which is slower and gives the same network.
 
     The same seed gives bit-identical weights on the same machine and library versions. For that, this sets the
     process's random seeds and turns on TensorFlow's deterministic ops, which TensorFlow cannot turn off again.
@@ -63,8 +65,8 @@ def fit(
     inputs = preprocessor.inputs()
     encoded = preprocessor.layers(inputs)
     output = answer(encoded, data, recipe)
-    # Rows are encoded once, not once an epoch; but wide ones may not fit into memory.
-    is_encoded = math.prod(encoded.shape[1:]) * 4 * len(train_rows) <= _MOST_ENCODED_BYTES
+    # Once, not once an epoch.
+    is_encoded = math.prod(encoded.shape[1:]) * 4 * len(train_rows) <= most_encoded_bytes
     network = keras.Model(encoded, output) if is_encoded else model(inputs, output, data)
 
     def network_input(rows: NDArray[np.int64]) -> list[NDArray[Any]]:

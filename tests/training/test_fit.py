@@ -86,6 +86,18 @@ def test_a_table_of_every_type_trains_the_same_whatever_its_test_rows_hold():
     np.testing.assert_array_equal(second.model(everything), first.model(everything))
 
 
+def test_rows_too_wide_for_memory_train_the_same_network_batch_by_batch():
+    data = passengers()
+    rows = split(data.y, data.task)
+    chosen = replace(recipe_of(data), epochs=3)
+    at_once = fit(data, rows.train, chosen, seed=0, watch=rows.calibration)
+    by_batch = fit(data, rows.train, chosen, seed=0, watch=rows.calibration, most_encoded_bytes=0)
+    np.testing.assert_allclose(by_batch.losses, at_once.losses, rtol=1e-5)
+    np.testing.assert_allclose(by_batch.watched_losses, at_once.watched_losses, rtol=1e-5)
+    everything = data.network_input(np.arange(len(data.x)))
+    np.testing.assert_allclose(by_batch.model(everything), at_once.model(everything), atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["sonar", "digits", "diabetes"])
 def test_rows_that_are_watched_change_nothing_and_show_their_loss(name):
     data = load(name)

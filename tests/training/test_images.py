@@ -2,15 +2,20 @@
 
 import re
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
+from models import contract
 from training import images
 from training.datasets import load
 from training.images import ImagesError
+from training.pipeline import train
 from training.plan import plan
 from training.preprocessing import Preprocessor
+from training.progress import Reporter
 
 
 def drawn(folder, classes=("cross", "ring"), each=6, size=(8, 10), mode="L"):
@@ -49,6 +54,21 @@ def test_plan_takes_a_folder_by_its_path(tmp_path, monkeypatch):
     assert (made.name, made.data.name) == ("two-shapes", "Two Shapes-images")
     assert made.recipe.architecture == "convolutional"
     assert load("digits").white == 16
+
+
+def test_raw_pixels_are_what_the_artifact_takes(tmp_path):
+    folder = drawn(tmp_path / "shapes", size=(20, 12), mode="RGB")
+    request = plan(str(folder), repository=tmp_path / "artifacts", seed=0, num_samples=20, epochs=2)
+    made = train(request, Reporter(quiet=True))
+    [given] = contract.verify(made.folder).inputs
+    assert (given.name, given.shape) == ("image", [12, 20, 3])
+    signatures = tf.saved_model.load(str(made.folder)).signatures
+    pixels = np.asarray(Image.open(folder / "ring" / "2.png"), np.float32)[np.newaxis]
+    answer = signatures["serving_default"](image=tf.constant(pixels))["probabilities"].numpy()
+    expected = keras.ops.convert_to_numpy(made.variants[0].model(pixels))[0, 0]
+    assert answer[0, 1] == pytest.approx(expected, abs=1e-6)
+    # 12 x 20 pixels are 6 x 10 behind the first convolution: small enough.
+    assert sum(isinstance(layer, keras.layers.Conv2D) for layer in made.variants[0].model.layers) == 1
 
 
 def no_folders(folder):
