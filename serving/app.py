@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serving.access import OPEN_PATHS
 from serving.core import Core
-from serving.errors import ClientGone, MethodNotAllowed, NotFound, quote
+from serving.entrance import Entrance
+from serving.errors import ClientGone, MethodNotAllowed, NotFound, Unauthenticated, quote
 from serving.native import Native
 from serving.open_inference import PREFIX as OPEN_INFERENCE
 from serving.open_inference import OpenInference
@@ -45,14 +47,15 @@ class App:
         self._routes = routes(core)
         self._open_inference = OpenInference(core)
         self._tensorflow_serving = TensorFlowServing(core)
-        self._max_body_bytes = core.settings.max_body_bytes
+        self._entrance = Entrance(core.settings)
+        self._gate = core.gate
         self._otherwise = otherwise
         self._observer = core.observer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, self._max_body_bytes)
+        request = Request(scope, receive, self._entrance)
         handlers, protocol, operation = self._find(request)
-        if handlers is None and self._otherwise is not None:
+        if handlers is None and self._otherwise is not None and self._may_pass(request):
             await self._otherwise(scope, receive, send)
             return
         exchange = request.exchange = self._observer.begin(
@@ -63,12 +66,22 @@ class App:
             shown.append((b"traceparent", exchange.traceparent.encode()))
         method = "GET" if request.method == "HEAD" else request.method
         try:
+            is_open = request.path in OPEN_PATHS
+            if not is_open:
+                self._gate.check(request.header(b"authorization"), request.header(b"x-api-key"))
             if not handlers:
                 raise NotFound(f"no such path: {quote(request.path)}; GET /docs lists what there is")
             handler = handlers.get(method)
             if handler is None:
                 raise MethodNotAllowed(request.method, ", ".join(handlers))
-            response = await handler(request)
+            if is_open:
+                response = await handler(request)
+            else:
+                self._entrance.enter()
+                try:
+                    response = await handler(request)
+                finally:
+                    self._entrance.leave()
         except ClientGone:
             self._observer.end(exchange, GONE, is_error=True)
             return
@@ -76,6 +89,14 @@ class App:
             response = error_response(error)
         await response.send(send, shown, with_body=request.method != "HEAD")
         self._observer.end(exchange, str(response.status), is_error=response.status >= 400)
+
+    def _may_pass(self, request: Request) -> bool:
+        """Whether a request may go on to somebody else's routes."""
+        try:
+            self._gate.check(request.header(b"authorization"), request.header(b"x-api-key"))
+        except Unauthenticated:
+            return False
+        return True
 
     def _find(self, request: Request) -> tuple[dict[str, Handler] | None, str, str]:
         """The handlers of a request's path by method, and what to call it: protocol and operation."""

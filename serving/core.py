@@ -11,6 +11,7 @@ import numpy as np
 import structlog
 
 from models import contract
+from serving.access import Gate
 from serving.batcher import Batcher, Call
 from serving.errors import InvalidField, StartError, Unavailable, VersionNotFound, choices, quote
 from serving.graph import Arrays, prepare_device
@@ -62,6 +63,7 @@ class Core:
 
         workers_folder: shared by the workers of one server, where there may be several.
         """
+        self.gate = Gate(settings)
         device = prepare_device(settings.device)
         log.info("device", device=device.kind, note=device.note)
         self.settings = settings

@@ -124,6 +124,15 @@ class UnsupportedContentType(ServingError):
         super().__init__(f"content type {json.dumps(found)}, wanted {wanted}")
 
 
+class Unauthenticated(ServingError):
+    """No key, or one that nobody knows."""
+
+
+class BodyTimeout(ServingError):
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"the body was not complete after {limit_s:g} s: send it faster, or fewer rows a request")
+
+
 class QueueFull(ServingError):
     """Too much work is waiting."""
 

@@ -57,6 +57,7 @@ from serving.errors import (
 from serving.graph import Arrays
 from serving.observer import Exchange
 from serving.runtime import Model
+from serving.tls import Tls
 
 log = structlog.get_logger()
 
@@ -75,6 +76,7 @@ _State = get_model_status_pb2.ModelVersionStatus.State
 
 STATUS: dict[type[ServingError], grpc.StatusCode] = {
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.NotFound: grpc.StatusCode.NOT_FOUND,
     errors.QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
@@ -122,6 +124,7 @@ def _refusing(handler: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, A
         # What is left where the client goes away and the handler is cancelled.
         code = grpc.StatusCode.CANCELLED
         try:
+            services.gate.check(_text(metadata, "authorization"), _text(metadata, "x-api-key"))
             services.require_ready()
             if isinstance(request, DecodeError):
                 raise InvalidRequest(f"the message cannot be decoded: {request}")
@@ -153,6 +156,7 @@ class Services(prediction_service_pb2_grpc.PredictionServiceServicer, model_serv
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self.gate = core.gate
         self.observer = core.observer
 
     def require_ready(self) -> None:
@@ -295,15 +299,18 @@ class GrpcServer:
     def __init__(self, core: Core) -> None:
         settings = core.settings
         self._place = f"{settings.host}:{settings.grpc_port}"
+        self._tls = Tls.choose(settings)
         # What is running gets as long as any request may take.
         self._grace_s = settings.deadline_ms / 1000
         self._server = grpc.aio.server(
+            # The next one is refused: RESOURCE_EXHAUSTED.
+            maximum_concurrent_rpcs=settings.max_concurrency,
             options=[
                 ("grpc.max_receive_message_length", settings.max_body_bytes),
                 ("grpc.max_send_message_length", -1),
                 # Otherwise a second server on the same port would take half of the first one's connections.
                 ("grpc.so_reuseport", 0),
-            ]
+            ],
         )
         services = Services(core)
         self._server.add_generic_rpc_handlers([_handlers(services, service) for service in _DESCRIBED])
@@ -314,7 +321,10 @@ class GrpcServer:
     async def start(self) -> None:
         """Listen; raises StartError where the port is taken."""
         try:
-            self._server.add_insecure_port(self._place)
+            if self._tls is None:
+                self._server.add_insecure_port(self._place)
+            else:
+                self._server.add_secure_port(self._place, _credentials(self._tls))
         except RuntimeError as error:
             raise StartError(
                 f"cannot listen on {self._place} for gRPC; choose another DROPSERVE_GRPC_PORT, or 0 for none"
@@ -356,6 +366,12 @@ def _handlers(services: Services, service: Any) -> Any:
             for method in service.methods
         },
     )
+
+
+def _credentials(tls: Tls) -> Any:
+    authority = None if tls.client_authority is None else tls.client_authority.read_bytes()
+    pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
+    return grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)
 
 
 def _signature(model: Model, spec: Any) -> str:

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from serving.access import Gate
 from serving.errors import StartError
 from serving.repository import Repository
 from serving.settings import read_settings
+from serving.tls import Tls
 
 KEEP_ALIVE_S = 75
 SERVICE = "serving.service:Dropserve"
@@ -28,6 +30,8 @@ def launch(*, repository: Path, model: str | None, host: str, port: int) -> NoRe
     environment.setdefault("BENTOML_DO_NOT_TRACK", "True")
     os.environ.update(environment)
     settings = read_settings()
+    Gate(settings)
+    Tls.choose(settings)
     Repository.choose(settings).check(settings.model)
     address = _address(host, port)
     os.environ.setdefault("DROPSERVE_HOST", address)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import os
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +16,14 @@ from serving.core import Core
 from serving.errors import Unavailable
 from serving.openapi import Schema, document
 from serving.web import Request, Response, json_response
+
+
+def _hash(element: str) -> str:
+    """Of the page's only element of this name, as a content security policy names it."""
+    content = _PAGE.format(title="", description="", operations="").partition(f"<{element}>")[2]
+    digest = hashlib.sha256(content.partition(f"</{element}>")[0].encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
+
 
 # Without scripts from elsewhere: the page works where the server has no way out, and tells nobody of its readers.
 _PAGE = """<!doctype html>
@@ -42,6 +52,16 @@ for (const form of document.forms) form.addEventListener("submit", async event =
 </script>
 </html>
 """
+# The page's own script and style, requests to this server, and nothing else; no other site's frame.
+_PAGE_SECURITY = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (
+        b"content-security-policy",
+        "default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
+        f"script-src '{_hash('script')}'; style-src '{_hash('style')}'".encode(),
+    ),
+)
 _OPERATION = """<h2>POST {path}</h2>
 <p>{summary}</p>
 <form action="{relative}"><textarea name="body" spellcheck="false">{example}</textarea>
@@ -88,7 +108,7 @@ class Pages:
             description=html.escape(content["info"]["description"]),
             operations="\n".join(operations),
         )
-        return Response(page.encode(), content_type="text/html; charset=utf-8")
+        return Response(page.encode(), content_type="text/html; charset=utf-8", security=_PAGE_SECURITY)
 
     async def index(self, request: Request) -> Response:
         return Response(b"", 307, "text/plain; charset=utf-8", [(b"location", b"docs")])

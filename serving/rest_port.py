@@ -15,6 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from serving.errors import StartError
+from serving.tls import Tls
 
 log = structlog.get_logger()
 
@@ -26,7 +27,7 @@ START_POLL_S = 0.01
 class RestPort:
     """All methods are called on the worker's event loop."""
 
-    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
+    def __init__(self, app: ASGIApp, host: str, port: int, tls: Tls | None = None) -> None:
         self._place = f"{host}:{port}"
         self._socket = _listen(host, port)
         self._server = _Server(
@@ -39,6 +40,7 @@ class RestPort:
                 proxy_headers=False,
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
+                **({} if tls is None else tls.uvicorn()),
             )
         )
         self._running: asyncio.Task[None] | None = None

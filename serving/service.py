@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import importlib
 import logging
 import os
@@ -25,9 +26,11 @@ import bentoml
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models import contract
+from serving.access import Gate
 from serving.errors import StartError
 from serving.repository import Repository
 from serving.settings import Settings, read_settings
+from serving.tls import Tls
 
 # Exit code of a start that cannot succeed.
 CANNOT_START = 2
@@ -47,6 +50,14 @@ class Port(Protocol):
 
 class FrontedService(bentoml.Service):
     """A BentoML service whose own ASGI application comes second."""
+
+    def inject_config(self) -> None:
+        """Give BentoML what the settings say: when it serves, not when this module is imported."""
+        # Settings that cannot be used are refused, with one line, by `check`.
+        with contextlib.suppress(StartError):
+            tls = Tls.choose(read_settings())
+            self.config["ssl"] = {"enabled": False} if tls is None else cast(Any, tls.bentoml())
+        super().inject_config()
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         return Front(super().to_asgi(is_main))
@@ -99,6 +110,8 @@ class Dropserve:
         """Before any worker starts: whatever would make it fail is said once, and the server exits."""
         try:
             settings = read_settings()
+            Gate(settings)
+            Tls.choose(settings)
             repository(settings).check(settings.model)
         except (StartError, contract.ArtifactError) as error:
             _say(error)
@@ -114,7 +127,9 @@ class Dropserve:
             from serving.app import App
             from serving.rest_port import RestPort
 
-            await self._open_port("rest_port", lambda: RestPort(App(self.core), settings.host, settings.rest_port))
+            tls = Tls.choose(settings)
+
+            await self._open_port("rest_port", lambda: RestPort(App(self.core), settings.host, settings.rest_port, tls))
         if settings.grpc_port:
             # Imported only where it is wanted: protocol buffers and gRPC take memory.
             from serving.grpc_server import GrpcServer

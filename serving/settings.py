@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serving.errors import StartError
@@ -38,6 +38,21 @@ class Settings(BaseSettings):
     grpc_port: int = Field(default=8500, ge=0, le=65_535)
     """TensorFlow Serving's gRPC services; 0 for none. Taken, though nobody chose it: the server goes without."""
 
+    api_keys: SecretStr | None = None
+    """Keys, separated by commas: with any, every request but probes and metrics wants one of them (401)."""
+
+    api_keys_file: Path | None = None
+    """A file with more keys, one a line; lines that begin with # are comments."""
+
+    tls_certfile: Path | None = None
+    """A certificate, PEM: with it and its key all ports, BentoML's own too, speak TLS and nothing else."""
+
+    tls_keyfile: Path | None = None
+    """The certificate's key, PEM, without a password."""
+
+    tls_client_ca: Path | None = None
+    """Certificates, PEM: clients need one that they signed. Probes and metrics too."""
+
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where TensorFlow runs. `auto` takes a GPU where there is one; `gpu` refuses to start without one."""
 
@@ -66,6 +81,12 @@ class Settings(BaseSettings):
 
     max_queue: int = Field(default=2_000, gt=0)
     """Most requests waiting for the model. The next one is refused (429)."""
+
+    max_concurrency: int = Field(default=4_096, gt=0)
+    """Most requests that are read, answered or waiting at one time, on each port. The next one is refused (429)."""
+
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    """A request whose body has not come after this is refused (408) and its connection closed, in seconds."""
 
     max_queue_row_draws: int = Field(default=20_000_000, gt=0)
     """Most rows x draws waiting for the model, over all requests. A request that would exceed it is refused (429)."""

@@ -15,7 +15,9 @@ import structlog
 from starlette.types import Receive, Scope, Send
 
 from serving import errors
+from serving.entrance import Entrance
 from serving.errors import (
+    BodyTimeout,
     BodyTooLarge,
     ClientGone,
     InvalidField,
@@ -33,8 +35,10 @@ JSON_TYPE = "application/json"
 
 STATUS: dict[type[ServingError], int] = {
     errors.InvalidRequest: 400,
+    errors.Unauthenticated: 401,
     errors.NotFound: 404,
     errors.MethodNotAllowed: 405,
+    errors.BodyTimeout: 408,
     errors.BodyTooLarge: 413,
     errors.UnsupportedContentType: 415,
     errors.QueueFull: 429,
@@ -54,17 +58,29 @@ GONE = "499"
 
 Outcome = TypeVar("Outcome")
 
-_NOSNIFF: Header = (b"x-content-type-options", b"nosniff")
+# For a browser that is led here: answers are not pages, and nobody frames them or keeps them.
+_SECURITY: tuple[Header, ...] = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
 
 
 class Response:
     """Status, headers and a whole body."""
 
-    __slots__ = ("body", "content_type", "headers", "status")
+    __slots__ = ("body", "content_type", "headers", "security", "status")
 
     def __init__(
-        self, body: bytes, status: int = 200, content_type: str = JSON_TYPE, headers: Iterable[Header] = ()
+        self,
+        body: bytes,
+        status: int = 200,
+        content_type: str = JSON_TYPE,
+        headers: Iterable[Header] = (),
+        security: Iterable[Header] | None = None,
     ) -> None:
+        """security: headers for browsers, where the usual ones do not fit."""
+        self.security = security
         self.body = body
         self.status = status
         self.content_type = content_type
@@ -74,7 +90,7 @@ class Response:
         headers = [
             (b"content-type", self.content_type.encode()),
             (b"content-length", b"%d" % len(self.body)),
-            _NOSNIFF,
+            *(_SECURITY if self.security is None else self.security),
             *self.headers,
             *more_headers,
         ]
@@ -102,6 +118,10 @@ def error_response(error: Exception) -> Response:
     headers: list[Header] = []
     if isinstance(error, errors.QueueFull | errors.Unavailable):
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
+    if isinstance(error, errors.Unauthenticated):
+        headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, errors.BodyTimeout):
+        headers.append((b"connection", b"close"))
     if isinstance(error, errors.MethodNotAllowed):
         headers.append((b"allow", error.allowed.encode()))
     return json_response(content, status, headers)
@@ -110,15 +130,16 @@ def error_response(error: Exception) -> Response:
 class Request:
     """One HTTP request."""
 
-    __slots__ = ("_receive", "exchange", "headers", "max_body_bytes", "method", "path", "scope")
+    __slots__ = ("_entrance", "_receive", "exchange", "headers", "is_late", "method", "path", "scope")
 
-    def __init__(self, scope: Scope, receive: Receive, max_body_bytes: int) -> None:
+    def __init__(self, scope: Scope, receive: Receive, entrance: Entrance) -> None:
         self.scope = scope
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.exchange: Exchange
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self.max_body_bytes = max_body_bytes
+        self.is_late = False
+        self._entrance = entrance
         self._receive = receive
 
     def header(self, name: bytes) -> str | None:
@@ -127,8 +148,23 @@ class Request:
         return None if value is None else value.decode("latin-1")
 
     async def body(self) -> bytes:
-        """The whole body; raises BodyTooLarge once it is over the limit, ClientGone on a broken connection."""
-        limit = self.max_body_bytes
+        """The whole body.
+
+        Raises BodyTooLarge once it is over the limit, BodyTimeout where it takes too long, ClientGone on a broken
+        connection.
+        """
+        self._entrance.begin_reading(self)
+        try:
+            return await self._body(self._entrance.max_body_bytes)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self.is_late and task is not None and task.uncancel() == 0:
+                raise BodyTimeout(self._entrance.body_timeout_s) from None
+            raise
+        finally:
+            self._entrance.end_reading(self)
+
+    async def _body(self, limit: int) -> bytes:
         message = await self._receive()
         if message["type"] == "http.disconnect":
             raise ClientGone

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -43,11 +44,13 @@ def bentoml_serve(
     python: Path = Path(sys.executable),
     command: Sequence[str] = BENTOML_SERVE,
     folder: Path = ROOT,
+    verify: ssl.SSLContext | None = None,
     **settings: str,
 ) -> Iterator[Served]:
     """`bentoml serve` in `folder` on a free port of 127.0.0.1; ready when it is given, ended afterwards.
 
     repository: None leaves the server to find its model. command: Python's arguments, where they are others.
+    verify: where the server speaks TLS, whom to trust.
     settings: environment variables. Raises RuntimeError with the log's end where the server does not become ready.
     """
     port = free_port()
@@ -63,18 +66,18 @@ def bentoml_serve(
             start_new_session=True,
         )
     try:
-        url = f"http://127.0.0.1:{port}"
-        _wait_until_ready(url, process, log)
+        url = f"http{'s' if verify else ''}://127.0.0.1:{port}"
+        _wait_until_ready(url, process, log, verify)
         yield Served(url, process, log)
     finally:
         stop(process)
 
 
-def _wait_until_ready(url: str, process: psutil.Popen, log: Path) -> None:
+def _wait_until_ready(url: str, process: psutil.Popen, log: Path, verify: ssl.SSLContext | None) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{url}/readyz", timeout=2).status_code == 200:
+            if httpx.get(f"{url}/readyz", timeout=2, verify=verify or True).status_code == 200:
                 return
         time.sleep(0.1)
     raise RuntimeError(f"the server did not become ready:\n{log.read_text(errors='replace')[-4000:]}")
