@@ -402,6 +402,40 @@ def score(
 
 
 @app.command()
+def route(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The model.")],
+    pin: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="Answers all that names no version; `none`: the newest does.")
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL=VERSION", help="Name a version; may be given again.")
+    ] = None,
+    canary: Annotated[
+        str | None,
+        typer.Option(metavar="VERSION:SHARE", help="Answers a share of what names no version; `none` ends it."),
+    ] = None,
+    shadow: Annotated[
+        str | None,
+        typer.Option(metavar="VERSION[:SHARE]", help="Answers nobody, and is compared with what does; `none` ends it."),
+    ] = None,
+    repository: Repository = Path("artifacts"),
+    as_json: Json = False,
+) -> None:
+    """Choose which versions of NAME answer; without options, show it. Running servers follow within seconds."""
+    from serving.errors import StartError
+    from serving.route import reroute, sentences
+
+    try:
+        routing = reroute(repository, name, pin=pin, labels=label or (), canary=canary, shadow=shadow)
+    except StartError as error:
+        raise InputError(str(error)) from error
+    if as_json:
+        print(routing.model_dump_json(indent=2))
+    else:
+        print(sentences(name, routing, contract.versions(repository, name)))
+
+
+@app.command()
 def loadtest(
     host: Annotated[str, typer.Option(metavar="URL", help="The server.")] = "http://127.0.0.1:3000",
     profile: Annotated[str, typer.Option(metavar="NAME", help="How much traffic, for how long: smoke.")] = "smoke",

@@ -22,6 +22,7 @@ from serving.reload import Reloader
 from serving.repository import Repository
 from serving.runtime import Model
 from serving.settings import Settings
+from serving.shadow import Shadow
 
 log = structlog.get_logger()
 
@@ -71,6 +72,7 @@ class Core:
         self.metrics = Metrics(settings.drift_window_rows, workers_folder)
         self.observer = Observer(settings, self.metrics)
         self.batcher = Batcher(settings, self.metrics)
+        self._shadow = Shadow(self.registry, self.batcher, self.metrics)
         self.is_ready = False
         self.is_draining = False
         self._reloader = Reloader(repository, self.registry, self.metrics, settings.keep_versions, settings.poll_s)
@@ -99,6 +101,7 @@ class Core:
         for task in self._following:
             task.cancel()
         self._reloader.close()
+        self._shadow.close()
         self.batcher.close()
         self.observer.close()
         self.metrics.write()
@@ -148,7 +151,7 @@ class Core:
         """Queue deterministic predictions; the future gives the outputs of `serving_default`."""
         self._require_open()
         self._check_rows(inputs, draws=1)
-        return self.batcher.submit(Call(model, contract.SERVING_DEFAULT), inputs)
+        return self._submit(Call(model, contract.SERVING_DEFAULT), inputs)
 
     async def draw(self, model: Model, inputs: Arrays, asked: Asked) -> Drawn:
         """Outputs of `mc_sample`, with as many draws as were asked for or as the tolerance needs.
@@ -204,8 +207,13 @@ class Core:
             case contract.MC_DRAWS:
                 self._check_rows(inputs, num_samples)
                 scalars = ((contract.NUM_SAMPLES, num_samples), (contract.SEED, seed))
-                return self.batcher.submit(Call(model, contract.MC_DRAWS, scalars, num_samples), inputs)
+                return self._submit(Call(model, contract.MC_DRAWS, scalars, num_samples), inputs)
         raise InvalidField("signature", quote(signature), f"one of {choices(contract.SIGNATURES)}")
+
+    def _submit(self, call: Call, inputs: Arrays) -> asyncio.Future[Arrays]:
+        answer = self.batcher.submit(call, inputs)
+        self._shadow.follow(call, inputs, answer)
+        return answer
 
     def _require_open(self) -> None:
         if self.is_draining:
@@ -222,9 +230,9 @@ class Core:
         self._check_rows(inputs, num_samples)
         if (num_samples, seed) == (model.manifest.num_samples, model.manifest.seed):
             # The same answer, faster: the artifact keeps the masks of its defaults.
-            return self.batcher.submit(Call(model, contract.MC_PREDICT, draws=num_samples), inputs)
+            return self._submit(Call(model, contract.MC_PREDICT, draws=num_samples), inputs)
         scalars = ((contract.NUM_SAMPLES, num_samples), (contract.SEED, seed))
-        return self.batcher.submit(Call(model, contract.MC_SAMPLE, scalars, num_samples), inputs)
+        return self._submit(Call(model, contract.MC_SAMPLE, scalars, num_samples), inputs)
 
     async def _adapt(
         self, model: Model, inputs: Arrays, seed: int, tolerance: float, max_samples: int
@@ -236,7 +244,7 @@ class Core:
             (contract.TOLERANCE, tolerance),
             (contract.MAX_SAMPLES, max_samples),
         )
-        arrays = dict(await self.batcher.submit(Call(model, contract.MC_ADAPTIVE, scalars, max_samples), inputs))
+        arrays = dict(await self._submit(Call(model, contract.MC_ADAPTIVE, scalars, max_samples), inputs))
         return arrays, arrays.pop(contract.NUM_SAMPLES), arrays.pop(contract.CONVERGED)
 
     def _check_rows(self, inputs: Arrays, draws: int) -> None:

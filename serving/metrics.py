@@ -44,6 +44,9 @@ _VERSION = ("model", "version")
 _REQUEST = ("protocol", "operation", *_VERSION)
 _CALL = (*_VERSION, "signature")
 _OUTPUT = (*_VERSION, "output")
+_SHADOW = (*_VERSION, "shadow")
+
+_DIFFERENCE = (1e-6, 1e-5, 1e-4, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 10, 100)
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,20 @@ FAMILIES = {
             (*_OUTPUT, "statistic"),
         ),
         Family("gauge", "dropserve_drift_rows", "Answers in the drift window.", (*_OUTPUT, "statistic")),
+        Family("counter", "dropserve_shadow_requests", "Requests for a shadow, by result.", (*_SHADOW, "result")),
+        Family(
+            "counter",
+            "dropserve_shadow_rows",
+            "Rows that a shadow answered too: whether with the same label.",
+            (*_SHADOW, "output", "agrees"),
+        ),
+        Family(
+            "histogram",
+            "dropserve_shadow_difference",
+            "Largest difference between a shadow's answer and the one that was sent, in each row.",
+            (*_SHADOW, "output", "statistic"),
+            _DIFFERENCE,
+        ),
     )
 }
 
@@ -139,7 +156,7 @@ class Metrics(Collector):
     def request(self, protocol: str, operation: str, model: Model | None, code: str, seconds: float) -> None:
         name, version = ("", "") if model is None else model.identity
         self._observe("dropserve_request_seconds", (protocol, operation, name, version), seconds)
-        self._count("dropserve_requests", (protocol, operation, name, version, code), 1)
+        self.count("dropserve_requests", (protocol, operation, name, version, code), 1)
 
     def call(
         self, model: Model, signature: str, waits_s: Sequence[float], rows: int, row_draws: int, seconds: float
@@ -153,8 +170,8 @@ class Metrics(Collector):
         self._observe("dropserve_batch_rows", labels, rows)
         self._observe("dropserve_batch_requests", labels, len(waits_s))
         self._observe("dropserve_call_seconds", labels, seconds)
-        self._count("dropserve_rows", labels, rows)
-        self._count("dropserve_row_draws", labels, row_draws)
+        self.count("dropserve_rows", labels, rows)
+        self.count("dropserve_row_draws", labels, row_draws)
 
     def drawn(self, model: Model, arrays: Arrays, rows: int, default_draws: bool) -> None:
         """Statistics of draws of some rows. default_draws: as many as the reference was made with."""
@@ -167,8 +184,8 @@ class Metrics(Collector):
     def decided(self, model: Model, output: str, abstained: int, answers: int) -> None:
         """Of some answers, how many were withheld."""
         labels = (*model.identity, output)
-        self._count("dropserve_decisions", (*labels, "true"), abstained)
-        self._count("dropserve_decisions", (*labels, "false"), answers - abstained)
+        self.count("dropserve_decisions", (*labels, "true"), abstained)
+        self.count("dropserve_decisions", (*labels, "false"), answers - abstained)
         window = self._window((*labels, "abstain"), drift.Bins(np.array([0.5]), np.array([1.0, 0.0])))
         window.add(np.repeat([0.0, 1.0], [answers - abstained, abstained]), self._window_rows)
 
@@ -179,7 +196,7 @@ class Metrics(Collector):
         cells[bisect_left(FAMILIES[family].bounds, value)] += 1
         cells[-1] += value
 
-    def _count(self, family: str, labels: Labels, value: float) -> None:
+    def count(self, family: str, labels: Labels, value: float) -> None:
         cells = self._series[family].get(labels)
         if cells is None:
             cells = self._series[family][labels] = FAMILIES[family].blank()
@@ -189,7 +206,7 @@ class Metrics(Collector):
 
     def loaded(self, model: Model) -> None:
         """A version may answer: its windows stand ready, for other workers' rows too."""
-        self._count("dropserve_reloads", (model.name, "loaded"), 1)
+        self.count("dropserve_reloads", (model.name, "loaded"), 1)
         for output in model.manifest.outputs:
             reference = model.manifest.reference(output)
             if reference is None:
@@ -203,7 +220,7 @@ class Metrics(Collector):
                 self._references[labels] = reference.abstention_share
 
     def reloaded(self, model: str, result: Literal["refused", "retired"]) -> None:
-        self._count("dropserve_reloads", (model, result), 1)
+        self.count("dropserve_reloads", (model, result), 1)
 
     def gauge(self, family: str, values: dict[Labels, float]) -> None:
         """Set a whole family."""
@@ -249,13 +266,13 @@ class Metrics(Collector):
             for output in model.manifest.outputs:
                 labels = (*model.identity, output.name)
                 for statistic, tensor in watched(output):
-                    self._add(f"dropserve_{statistic}", labels, _values(tensor, (arrays for arrays, _ in parts)))
+                    self.observe_all(f"dropserve_{statistic}", labels, _values(tensor, (arrays for arrays, _ in parts)))
                     window = self._windows.get((*labels, statistic))
                     if window is not None:
                         usual = _values(tensor, (arrays for arrays, default_draws in parts if default_draws))
                         window.add(usual, self._window_rows)
 
-    def _add(self, family: str, labels: Labels, values: np.ndarray) -> None:
+    def observe_all(self, family: str, labels: Labels, values: np.ndarray) -> None:
         """Many observations at once."""
         bounds = FAMILIES[family].bounds
         cells = self._series[family].setdefault(labels, FAMILIES[family].blank())

@@ -42,6 +42,13 @@ def trained(tmp_path_factory) -> Trained:
 
 
 @pytest.fixture(scope="session")
+def other(tmp_path_factory):
+    """Another network on the same data, published as some other repository's version 1."""
+    repository = tmp_path_factory.mktemp("other")
+    return train(plan("sonar", repository=repository, seed=1, num_samples=100, epochs=2), Reporter(quiet=True))
+
+
+@pytest.fixture(scope="session")
 def server(trained, tmp_path_factory) -> Iterator[Served]:
     log = tmp_path_factory.mktemp("server") / "log"
     with bentoml_serve(trained.repository, log, DROPSERVE_MAX_BODY_BYTES=str(2**20)) as served:

@@ -13,18 +13,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from prometheus_client.parser import text_string_to_metric_families
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from models.contract import REFERENCE_LEVELS
 from serving.drift import bins, stability_index
 from tests.process import Served, bentoml_serve, free_port
+from tests.serving.samples import samples, total
 from tests.serving.versions import publish_as, wait_for
 
 WINDOW_ROWS = 300
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
-Samples = dict[tuple[str, frozenset], float]
 
 
 class Collector(http.server.BaseHTTPRequestHandler):
@@ -98,21 +97,6 @@ def served(repository, collector, grpc_port, tmp_path_factory) -> Iterator[Serve
 def client(served) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=served.url, timeout=60) as connection:
         yield connection
-
-
-def samples(client: httpx.Client) -> Samples:
-    text = client.get("/metrics").raise_for_status().text
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name.startswith("dropserve_")
-    }
-
-
-def total(found: Samples, metric: str, **labels: str) -> float:
-    """The sum over all series of this name that have these labels."""
-    return sum(value for (name, have), value in found.items() if name == metric and labels.items() <= set(have))
 
 
 def test_every_protocol_counts_its_requests_rows_and_draws(client, grpc_port, trained):

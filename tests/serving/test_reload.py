@@ -18,19 +18,9 @@ import pytest
 
 from tests.process import ROOT, bentoml_serve
 from tests.serving.versions import publish_as, wait_for
-from training.pipeline import train
-from training.plan import plan
-from training.progress import Reporter
 
 # Often enough that a test need not wait.
 POLL_S = "0.1"
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory):
-    """Another network on the same data, published as some other repository's version 1."""
-    repository = tmp_path_factory.mktemp("other")
-    return train(plan("sonar", repository=repository, seed=1, num_samples=100, epochs=2), Reporter(quiet=True))
 
 
 @dataclass

@@ -1,0 +1,119 @@
+"""Every limit over HTTP: a clear refusal with the right status, and the server goes on."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import orjson
+import pytest
+
+from tests.process import bentoml_serve
+from tests.serving.versions import wait_for
+
+LIMITS = {
+    "DROPSERVE_MAX_CONCURRENCY": "3",
+    "DROPSERVE_BODY_TIMEOUT_S": "3",
+    "DROPSERVE_MAX_QUEUE": "1",
+    "DROPSERVE_DEADLINE_MS": "1500",
+    "DROPSERVE_MAX_ROWS": "200",
+    "DROPSERVE_MAX_ROW_DRAWS": str(10**9),
+    "DROPSERVE_MAX_QUEUE_ROW_DRAWS": str(10**9),
+    "DROPSERVE_MAX_NUM_SAMPLES": "1000000",
+    "DROPSERVE_MAX_BODY_BYTES": "400000",
+}
+HALF = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{"
+
+
+@pytest.fixture(scope="module")
+def client(trained, tmp_path_factory) -> Iterator[httpx.Client]:
+    log = tmp_path_factory.mktemp("limits") / "log"
+    with (
+        bentoml_serve(trained.repository, log, **LIMITS) as served,  # type: ignore[arg-type]
+        httpx.Client(base_url=served.url, timeout=60) as connection,
+    ):
+        yield connection
+
+
+def half_open(client: httpx.Client) -> socket.socket:
+    connection = socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=30)
+    connection.sendall(HALF)
+    return connection
+
+
+def test_bodies_that_do_not_come_take_places_for_a_while_and_no_longer(client, trained):
+    body = {"instances": trained.instances[:1]}
+    slow = [half_open(client) for _ in range(3)]
+    answers: list[httpx.Response] = []
+
+    def is_refused() -> bool:
+        answers.append(client.post("/predict", json=body))
+        return answers[-1].status_code == 429
+
+    wait_for(is_refused, "a refusal")
+    assert answers[-1].headers["retry-after"] == "1"
+    assert "too many requests" in answers[-1].json()["error"]
+    # Probes are answered whoever else is there.
+    assert client.get("/readyz").status_code == 200
+    for connection in slow:
+        with connection:
+            said = b""
+            while part := connection.recv(65_536):
+                said += part
+        assert said.startswith(b"HTTP/1.1 408 ")
+        assert b"the body was not complete after 3 s" in said
+    assert client.post("/predict", json=body).status_code == 200
+
+
+def test_a_body_in_slow_pieces_that_is_in_time_is_answered(client, trained):
+    body = orjson.dumps({"instances": trained.instances[:1]})
+    head = HALF[: HALF.index(b"content-length")] + b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=30) as connection:
+        connection.sendall(head)
+        for start in range(0, len(body), 200):
+            connection.sendall(body[start : start + 200])
+            time.sleep(0.05)
+        said = b""
+        while part := connection.recv(65_536):
+            said += part
+    assert said.startswith(b"HTTP/1.1 200 ")
+
+
+def test_work_beyond_the_deadline_is_given_up_and_work_beyond_the_queue_refused(client, trained):
+    """One request takes longer than its deadline; another one, meanwhile, finds the queue full; predictions go on."""
+    long = {"instances": trained.instances[:100], "num_samples": 1_000_000}
+    statuses: list[int] = []
+
+    def ask() -> None:
+        statuses.append(httpx.post(f"{client.base_url}/uncertainty", json=long, timeout=60).status_code)
+
+    first = threading.Thread(target=ask)
+    first.start()
+    wait_for(lambda: "dropserve_open_requests 1.0" in client.get("/metrics").text, "the long request")
+    second = client.post("/uncertainty", json=long)
+    assert second.status_code == 429
+    assert second.headers["retry-after"] == "1"
+    assert client.post("/predict", json={"instances": trained.instances[:1]}).status_code == 200
+    first.join()
+    assert statuses == [504]
+
+
+@pytest.mark.parametrize(
+    ("rows", "fields", "status", "said"),
+    [
+        (201, {}, 400, "found 201 rows, wanted at most 200"),
+        (2, {"num_samples": 1_000_001}, 400, "wanted an integer from 2 to 1000000"),
+        (200, {"num_samples": 1_000_000, "tolerance": None}, 504, "no answer within 1500 ms"),
+    ],
+)
+def test_rows_and_draws(client, trained, rows, fields, status, said):
+    answer = client.post("/uncertainty", json={"instances": (trained.instances * 2)[:rows], **fields})
+    assert answer.status_code == status
+    assert said in answer.json()["error"]
+
+
+def test_a_body_that_is_too_long(client):
+    answer = client.post("/predict", content=b" " * 400_001, headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+    assert "400000 bytes" in answer.json()["error"]

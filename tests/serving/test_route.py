@@ -1,0 +1,154 @@
+"""`dropserve route` and shadow traffic: what is written, what a running server makes of it, what it says of both."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.process import ROOT, bentoml_serve
+from tests.serving.samples import Samples, samples, total
+from tests.serving.versions import publish_as, wait_for
+
+
+@pytest.fixture(scope="module")
+def root(trained, other, tmp_path_factory) -> Path:
+    """Versions 1 and 2 are one network, version 3 is another."""
+    repository = tmp_path_factory.mktemp("routed")
+    for version, folder in ((1, trained.folder), (2, trained.folder), (3, other.folder)):
+        publish_as(folder, repository, version)
+    return repository
+
+
+@pytest.fixture(scope="module")
+def client(root, tmp_path_factory) -> Iterator[httpx.Client]:
+    log = tmp_path_factory.mktemp("log") / "log"
+    with (
+        bentoml_serve(root, log, DROPSERVE_POLL_S="0.1", DROPSERVE_KEEP_VERSIONS="3") as served,
+        httpx.Client(base_url=served.url, timeout=60) as connection,
+    ):
+        yield connection
+
+
+def route(root: Path, *options: str, name: str = "sonar") -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "dropserve", "route", name, *options, "--repository", str(root)]
+    return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+
+
+def current(client: httpx.Client, body: dict) -> str:
+    return client.post("/predict", json=body).raise_for_status().json()["model"]["version"]
+
+
+def compared(found: Samples, shadow: str) -> float:
+    return total(found, "dropserve_shadow_requests_total", shadow=shadow, result="compared")
+
+
+def test_a_shadow_is_compared_and_answers_nobody(client, root, trained, other):
+    body = {"instances": trained.instances[:50]}
+    assert route(root, "--pin", "1", "--shadow", "3").returncode == 0
+    wait_for(lambda: current(client, body) == "1", "the pin")
+    wait_for(lambda: compared(samples(client), "3") > 0, "the shadow")
+    before = samples(client)
+    for _ in range(4):
+        assert current(client, body) == "1"
+    drawn = [client.post("/uncertainty", json=body).json() for _ in range(2)]
+    assert {answer["model"]["version"] for answer in drawn} == {"1"}
+    # A version that is named is not shadowed.
+    assert client.post("/v1/models/sonar/versions/2:predict", json=body).status_code == 200
+    wait_for(lambda: compared(samples(client), "3") >= compared(before, "3") + 6, "the comparisons")
+    after = samples(client)
+
+    def grown(metric: str, **labels: str) -> float:
+        return total(after, metric, **labels) - total(before, metric, **labels)
+
+    assert grown("dropserve_shadow_requests_total") == 6
+    # By both networks themselves, dropout off; `mc_predict` of both by the artifacts' own answers below.
+    ours, theirs = (
+        np.hstack([1 - rock, rock])
+        for rock in (
+            network.predict(trained.rows[:50], verbose=0) for network in (trained.model, other.variants[0].model)
+        )
+    )
+    agreeing = int((ours.argmax(1) == theirs.argmax(1)).sum())
+    assert 0 < agreeing < 50
+    mine = [row["label"] for row in drawn[0]["predictions"]]
+    asked = {"inputs": body["instances"], "signature_name": "mc_predict"}
+    other_answer = client.post("/v1/models/sonar/versions/3:predict", json=asked).json()["outputs"]["probabilities"]
+    labels = trained.manifest.outputs[0].labels
+    drawn_agreeing = sum(labels[int(np.argmax(row))] == label for row, label in zip(other_answer, mine, strict=True))
+    assert grown("dropserve_shadow_rows_total", agrees="true") == 4 * agreeing + 2 * drawn_agreeing
+    assert grown("dropserve_shadow_rows_total") == 6 * 50
+    assert grown("dropserve_shadow_difference_count", statistic="predictive_entropy") == 2 * 50
+    probabilities = [list(row["probabilities"].values()) for row in drawn[0]["predictions"]]
+    difference = (
+        4 * np.abs(ours - theirs).max(1).sum() + 2 * np.abs(np.subtract(probabilities, other_answer)).max(1).sum()
+    )
+    assert grown("dropserve_shadow_difference_sum", statistic="probabilities") == pytest.approx(difference, rel=1e-4)
+
+
+def test_a_shadow_that_is_the_same_network_always_agrees_on_its_share(client, root, trained):
+    body = {"instances": trained.instances[:10]}
+    assert route(root, "--shadow", "2:0.5").returncode == 0
+    wait_for(lambda: (current(client, body), compared(samples(client), "2"))[1] > 0, "the shadow")
+    before = samples(client)
+    for _ in range(10):
+        current(client, body)
+    wait_for(lambda: compared(samples(client), "2") >= compared(before, "2") + 5, "the comparisons")
+    after = samples(client)
+    assert compared(after, "2") == compared(before, "2") + 5
+    assert total(after, "dropserve_shadow_rows_total", shadow="2", agrees="false") == 0
+    assert total(after, "dropserve_shadow_difference_sum", shadow="2") == pytest.approx(0, abs=1e-5)
+
+
+def test_the_command_moves_labels_pins_and_canaries_and_says_what_holds(client, root, trained):
+    body = {"instances": trained.instances[:2]}
+    told = route(
+        root, "--shadow", "none", "--pin", "none", "--label", "stable=1", "--label", "next=3", "--canary", "3:0.25"
+    )
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.splitlines() == [
+        "sonar: version 2 answers, the newest",
+        "  version 3 answers 0.25 of the requests (canary)",
+        "  label next is version 3",
+        "  label stable is version 1",
+    ]
+    wait_for(lambda: client.post("/v1/models/sonar/labels/next:predict", json=body).status_code == 200, "the label")
+    shown = json.loads(route(root, "--json").stdout)
+    assert shown["labels"] == {"stable": 1, "next": 3}
+    assert shown["canary"] == {"version": 3, "share": 0.25}
+    assert json.loads((root / "sonar" / "routing.json").read_text())["labels"] == shown["labels"]
+    assert route(root, "--label", "next=none", "--canary", "none").returncode == 0
+    assert json.loads(route(root, "--json").stdout)["labels"] == {"stable": 1}
+    wait_for(lambda: client.post("/v1/models/sonar/labels/next:predict", json=body).status_code == 400, "its end")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--pin", "9"], "no version '9', wanted one of 1, 2, 3 or none"),
+        (["--label", "stable"], "wanted LABEL=VERSION"),
+        (["--label", "a b=1"], "in a label"),
+        (["--canary", "3"], "wanted VERSION:SHARE"),
+        (["--canary", "3:2"], "found share '2', wanted a number above 0 and at most 1"),
+        (["--shadow", "3:nan"], "found share 'nan'"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_one_line_and_changes_nothing(root, options, said):
+    file = root / "sonar" / "routing.json"
+    before = file.read_text() if file.exists() else None
+    refused = route(root, *options)
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+    assert (file.read_text() if file.exists() else None) == before
+
+
+def test_a_model_that_is_not_there_is_refused(root):
+    refused = route(root, "--pin", "1", name="titanic")
+    assert refused.returncode == 2
+    assert "no model 'titanic', wanted one of sonar" in refused.stderr
