@@ -3,10 +3,10 @@
     python -m benchmarks.engine [--quick] [--models abcde] [--draws 100 --rows 8] [--against PyTorch] [--json FILE]
     python -m benchmarks.engine --memory              peak memory whatever T is; some minutes
 
-Ours is a published artifact, loaded by `tf.saved_model.load` alone. Every framework has a worker process of its own,
-pinned to the same core, one thread each; in every round each contestant answers in turn while the others wait, so that
-a slow minute of the machine falls on all of them. Before anything is timed, every contestant's mean and deviation of
-the draws are compared with ours.
+Ours is a published artifact, run as the server runs it. Every framework has a worker process of its own, pinned to the
+same core, one thread each; in every round each contestant answers in turn while the others wait, so that a slow minute
+of the machine falls on all of them. What is compared is processor time: other programs on the core do not count.
+Before anything is timed, every contestant's mean and deviation of the draws are compared with ours.
 """
 
 from __future__ import annotations
