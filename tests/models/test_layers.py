@@ -64,7 +64,7 @@ def gaussian_dropout(rate: float) -> Callable[[np.ndarray, np.ndarray], Moments]
 
 def gaussian_noise(stddev: float) -> Callable[[np.ndarray, np.ndarray], Moments]:
     def exact(x: np.ndarray, w: np.ndarray) -> Moments:
-        return (w * x).reshape(len(x), -1).sum(axis=1), np.full(len(x), stddev**2 * (w**2).sum())
+        return (w * x).reshape(len(x), -1).sum(axis=1), np.full(len(x), stddev**2 * np.square(w).sum(), np.float64)
 
     return exact
 
@@ -107,7 +107,7 @@ def test_moments_are_those_of_the_layers_definition(case):
     model = keras.Sequential([keras.Input(shape), build(), layers.Flatten(), layers.Dense(1, use_bias=False)])
     networks.scatter(model, scale=2.0)
     rows = np.random.default_rng(1).normal(1, 1, (ROWS, *shape)).astype(np.float32)
-    weights = np.float64(model.layers[-1].get_weights()[0]).reshape(shape)
+    weights = model.layers[-1].get_weights()[0].astype(np.float64).reshape(shape)
     assert_moments(sampled(model, rows), *exact(rows.astype(np.float64), weights))
 
 
