@@ -207,6 +207,94 @@ def study(
 
 
 @app.command()
+def tune(
+    data: Data,
+    target: Target = None,
+    types: Types = None,
+    task: TaskOption = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the model; default: DATA's.")] = None,
+    trials: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Of each search, by all processes that share the storage.")
+    ] = 30,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="S", min=1, help="Seconds for all searches.", show_default="none")
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(metavar="METRIC", help="nll, accuracy or brier; rmse for regression.", show_default="nll or rmse"),
+    ] = None,
+    dimensions: Annotated[
+        str, typer.Option("--search", metavar="A,B,...", help="Also width, max-norm, learning-rate, epochs.")
+    ] = "",
+    folds: Annotated[int, typer.Option(metavar="K", min=2, max=100, help="Of a trial.")] = 5,
+    outer_folds: Annotated[
+        int, typer.Option(metavar="K", min=0, max=100, help="In each the search is repeated, and judged; 0: not.")
+    ] = 3,
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help=f"Passes over the training rows; {RECIPE}.")
+    ] = None,
+    storage: Annotated[
+        str, typer.Option(metavar="URL", help="Database of the trials: an interrupted search goes on from there.")
+    ] = "sqlite:///dropserve-tune.db",
+    worker: Annotated[
+        bool, typer.Option("--worker", help="Help another process with its trials; publish nothing.")
+    ] = False,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**31, help="Same seed, same trials.")] = 0,
+    num_samples: NumSamples = contract.DEFAULT_NUM_SAMPLES,
+    repository: Repository = Path("artifacts"),
+    as_json: Json = False,
+) -> None:
+    """Find the dropout rates that suit DATA, judge them on rows that the search never saw, publish the winner."""
+    from dataclasses import replace
+
+    from training.plan import plan
+    from training.progress import Reporter
+
+    request = plan(
+        data,
+        target=target,
+        types=types or (),
+        task=task,
+        name=name,
+        epochs=epochs,
+        seed=seed,
+        num_samples=num_samples,
+        repository=repository,
+    )
+    with quiet_start():
+        from training import pipeline, summary, tune_summary
+        from training import tune as tuning
+        from training.splits import split
+
+    wanted = tuple(part.strip() for part in dimensions.split(",") if part.strip())
+    settings = tuning.Settings(
+        space=tuning.space(request.recipe, wanted),
+        objective=tuning.check(request.data, objective, wanted),
+        trials=trials,
+        folds=folds,
+        outer_folds=outer_folds,
+        num_samples=tuning.SCORE_DRAWS,
+        seed=seed,
+        timeout_s=timeout,
+        storage=storage,
+        name=request.name,
+    )
+    reporter = Reporter(quiet=as_json)
+    with reporter.trials(request.name, trials) as on_progress:
+        found = tuning.tune(request.data, split(request.data.y, request.data.task).train, settings, on_progress)
+    if worker:
+        print(json.dumps(tune_summary.document(found, settings)) if as_json else "the trials are done")
+        return
+    published = pipeline.train(replace(request, recipe=found.recipe), reporter)
+    if as_json:
+        print(json.dumps(summary.document(published) | {"tuning": tune_summary.document(found, settings)}, indent=2))
+    else:
+        print(tune_summary.sentences(found, settings))
+        print(summary.sentences(published))
+        Console().print(summary.table(published))
+
+
+@app.command()
 def package(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A file that Keras saved: .keras or .h5.")],
     name: Annotated[str, typer.Option(metavar="NAME", help="Name of the model.")],

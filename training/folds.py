@@ -82,10 +82,13 @@ def fit_jobs(
     patience: int | None = None,
     curves: bool = False,
     on_progress: OnProgress | None = None,
+    on_look: Callable[[int, float], None] | None = None,
 ) -> list[Outcome]:
     """Fit all jobs, of one kind of network, in stacks of about `replicas.STACK`.
 
     num_samples: draws of Monte Carlo dropout for each held-out row; None for none.
+    on_look: called now and then with the epochs done and the mean loss of the held-out rows, dropout off, for as many
+    jobs as one stack has; it may raise to end it all.
     """
     # All stacks have the same size, so that one graph serves them all; what is missing is filled with the last job.
     count = -(-len(jobs) // replicas.STACK)
@@ -100,7 +103,7 @@ def fit_jobs(
             if on_progress is not None:
                 on_progress((number + done / longest) / count)
 
-        outcomes += _fit_stack(data, padded, num_samples, patience, curves, advance)[: len(own)]
+        outcomes += _fit_stack(data, padded, num_samples, patience, curves, advance, on_look)[: len(own)]
     return outcomes
 
 
@@ -111,6 +114,7 @@ def _fit_stack(
     patience: int | None,
     curves: bool,
     advance: Callable[[int], None],
+    on_look: Callable[[int, float], None] | None,
 ) -> list[Outcome]:
     rows, scales, groups = encode(data, [job.train_rows for job in jobs])
     stack = [
@@ -122,6 +126,8 @@ def _fit_stack(
 
     def look(done: int, now: Callable[[], replicas.Trained]) -> None:
         advance(done)
+        if on_look is not None:
+            on_look(done, float(np.mean(now().loss([job.held_out for job in jobs]))))
         if curves:
             trained = now()
             looked_at.append(done)

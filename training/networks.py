@@ -52,9 +52,10 @@ def dense(encoded: Any, recipe: Recipe) -> Any:
     """Dense layers, dropout on the visible layer and behind every hidden one.
 
     The visible layer is behind the scaling, so that a dropped input stands at its column's mean (a dropped category at
-    no known one) and not at a raw 0 far outside the data.
+    no known one) and not at a raw 0 far outside the data. Images become rows of pixels.
     """
-    hidden = visible_dropout(encoded, recipe)
+    hidden = encoded if len(encoded.shape) == 2 else keras.layers.Flatten(name="flatten")(encoded)
+    hidden = visible_dropout(hidden, recipe)
     for number, units in enumerate(recipe.hidden_units, start=1):
         hidden = keras.layers.Dense(
             units, activation="relu", kernel_constraint=max_norm(recipe), name=f"hidden_{number}"

@@ -11,6 +11,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
@@ -45,6 +46,20 @@ class Reporter:
         with Progress(*columns, console=self.console, disable=self.disabled) as progress:
             task = progress.add_task(description, total=1.0)
             yield lambda share: progress.update(task, completed=share)
+
+    @contextmanager
+    def trials(self, name: str, total: int) -> Iterator[Callable[[str, int], None]]:
+        """A bar of `total` trials for every search; yields what to call with the search's name and its trials done."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("trials"))
+        with Progress(*columns, console=self.console, disable=self.disabled) as progress:
+            bars: dict[str, TaskID] = {}
+
+            def advance(search: str, done: int) -> None:
+                if search not in bars:
+                    bars[search] = progress.add_task(f"{name}, {search}", total=total)
+                progress.update(bars[search], completed=done)
+
+            yield advance
 
     @contextmanager
     def step(self, description: str) -> Iterator[None]:

@@ -118,7 +118,8 @@ def levels(fixed: dict[str, Recipe]) -> list[Recipe]:
     """What the tuned level is chosen from: the fixed variants, gentler ones and stronger ones. No two are the same."""
     both = fixed["both"]
     visible, hidden = both.visible_dropout, both.hidden_dropout
-    strong = min(2 * hidden, MAX_HIDDEN)
+    # Not more: at twice Sonar's hidden rate its narrow layers end at a constant answer.
+    strong = min(1.5 * hidden, MAX_HIDDEN)
     others = [(visible / 2, hidden / 2), (visible / 2, strong), (visible, strong)]
     more = [replace(both, visible_dropout=v, hidden_dropout=h) for v, h in others]
     return list(dict.fromkeys([*fixed.values(), *more]))

@@ -1,0 +1,182 @@
+"""Training many small nets at once against the loop of Keras fits; tuned dropout against scikit-learn.
+
+    python -m benchmarks.training search [--keras-fits 2]    10 folds x 8 rates x 300 epochs on Sonar: seconds, ratio
+    python -m benchmarks.training protocols [--repeats 1]    the tutorial's three protocols on Sonar
+    python -m benchmarks.training peers [--data wine]        nested folds, against the best of four scikit-learn models
+
+The Keras side of `search` is measured on a few whole fits and scaled to 80, and so says the output.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from models.contract import DEFAULT_SEED
+from training.datasets import Dataset, load
+from training.recipes import DEFAULTS, Recipe, recipe
+
+FOLDS = 10
+RATES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
+# Brownlee's tutorial: mean and standard deviation over ten folds, in per cent.
+PUBLISHED = {"baseline": (86.04, 4.58), "visible": (83.52, 7.68), "hidden": (83.59, 7.31)}
+PEERS = ("breast_cancer", "wine", "digits")
+
+app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
+
+
+@app.command()
+def search(
+    keras_fits: Annotated[int, typer.Option(min=1, help="Whole Keras fits to time; the rest is scaled.")] = 2,
+) -> None:
+    """Every rate on the visible layer, ten folds each: ours all at once, Keras one after another."""
+    from training.folds import Job, fit_jobs, repeated_folds
+
+    data = load("sonar")
+    recipes = [recipe("sonar", visible_dropout=rate, hidden_dropout=0.0) for rate in RATES]
+    splits = repeated_folds(data.y, data.task, folds=FOLDS, repeats=1, seed=DEFAULT_SEED)
+    cells = [(one, train, test) for one in recipes for train, test in splits]
+
+    start, cpu = time.perf_counter(), time.process_time()
+    jobs = [Job(one, train, test, seed=number % FOLDS) for number, (one, train, test) in enumerate(cells)]
+    outcomes = fit_jobs(data, jobs)
+    ours, ours_cpu = time.perf_counter() - start, time.process_time() - cpu
+    right = [accuracy(outcome.answer, data, test) for outcome, (_, _, test) in zip(outcomes, cells, strict=True)]
+
+    # Spread over the rates.
+    timed = [number * len(cells) // keras_fits for number in range(keras_fits)]
+    start, cpu = time.perf_counter(), time.process_time()
+    theirs = [keras_fit(data, *cells[number]) for number in timed]
+    share = len(cells) / len(timed)
+    keras, keras_cpu = (time.perf_counter() - start) * share, (time.process_time() - cpu) * share
+
+    print(f"80 fits of 300 epochs, load average before {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores")
+    print(f"ours, compilation included: {ours:.1f} s, {ours_cpu:.1f} s of CPU")
+    print(f"Keras, {len(timed)} fits measured and scaled to 80: {keras:.0f} s, {keras_cpu:.0f} s of CPU")
+    print(f"ratio: {keras / ours:.0f}, of CPU time {keras_cpu / ours_cpu:.0f}")
+    table = Table("visible rate", "accuracy (deviation over folds)", box=None, pad_edge=False)
+    for number, rate in enumerate(RATES):
+        own = np.array(right[number * FOLDS : (number + 1) * FOLDS])
+        table.add_row(f"{rate:g}", f"{100 * own.mean():.2f} % ({100 * own.std():.2f})")
+    Console().print(table)
+    pairs = ", ".join(f"{100 * right[at]:.1f} / {100 * other:.1f}" for at, other in zip(timed, theirs, strict=True))
+    print(f"accuracy of the fits that both made, ours / Keras's, in per cent: {pairs}")
+
+
+@app.command()
+def protocols(repeats: Annotated[int, typer.Option(min=1, help="Ten-fold cross-validations.")] = 1) -> None:
+    """Baseline, dropout on the visible layer, dropout on the hidden layers, as the tutorial has them."""
+    from training.folds import Job, fit_jobs, repeated_folds
+    from training.study import variants
+
+    data = load("sonar")
+    splits = repeated_folds(data.y, data.task, folds=FOLDS, repeats=repeats, seed=DEFAULT_SEED)
+    named = {name: one for name, one in variants(DEFAULTS["sonar"]).items() if name in PUBLISHED}
+    jobs = [Job(one, *split, seed=number) for one in named.values() for number, split in enumerate(splits)]
+    outcomes = fit_jobs(data, jobs)
+    right = np.array(
+        [accuracy(outcome.answer, data, job.held_out) for job, outcome in zip(jobs, outcomes, strict=True)]
+    )
+    table = Table("protocol", "accuracy here (deviation over folds)", "published", box=None, pad_edge=False)
+    for name, own in zip(named, 100 * right.reshape(len(named), -1), strict=True):
+        table.add_row(name, f"{own.mean():.2f} % ({own.std():.2f})", "{:.2f} % ({:.2f})".format(*PUBLISHED[name]))
+    Console().print(table)
+
+
+@app.command()
+def peers(
+    data: Annotated[list[str], typer.Option(help="Data sets.")] = list(PEERS),  # noqa: B006
+    folds: Annotated[int, typer.Option(min=2, help="Outer folds; three within each.")] = 5,
+) -> None:
+    """Accuracy on outer folds: our tuned net, its mean of draws, and scikit-learn's models, each tuned within."""
+    from sklearn.model_selection import GridSearchCV
+
+    from training.folds import repeated_folds
+    from training.study import study
+
+    table = Table("data", "model", "accuracy", "standard error", box=None, pad_edge=False)
+    verdicts = []
+    for name in data:
+        rows = load(name)
+        found = study(rows, DEFAULTS[name], folds=folds, repeats=1, seed=DEFAULT_SEED)
+        scores = {
+            "ours, dropout off": found.figures["tuned"]["deterministic"]["accuracy"],
+            "ours, mean of draws": found.figures["tuned"]["monte_carlo"]["accuracy"],
+        }
+        ours = max(scores, key=lambda model: scores[model].mean())
+        splits = repeated_folds(rows.y, rows.task, folds=folds, repeats=1, seed=DEFAULT_SEED)
+        x = rows.x.reshape(len(rows.x), -1)
+        for model, (estimator, grid) in estimators().items():
+            searched = GridSearchCV(estimator, grid, cv=3)
+            scores[model] = np.array([searched.fit(x[a], rows.y[a]).score(x[b], rows.y[b]) for a, b in splits])
+        for model, own in scores.items():
+            table.add_row(name, model, f"{own.mean():.4f}", f"{error(own):.4f}")
+        best = max((model for model in scores if "ours" not in model), key=lambda model: scores[model].mean())
+        gap, allowed = scores[best].mean() - scores[ours].mean(), error(scores[best])
+        verdict = "within one standard error or above" if gap <= allowed else "below by more than one standard error"
+        verdicts.append(f"{name}: {ours} {scores[ours].mean():.4f}, {best} {scores[best].mean():.4f}: {verdict}")
+    Console().print(table)
+    print("\n".join(verdicts))
+
+
+def estimators() -> dict[str, tuple[Any, dict[str, list[Any]]]]:
+    """scikit-learn's models and the grids that they are tuned on."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+
+    def scaled(estimator: Any) -> Any:
+        return make_pipeline(StandardScaler(), estimator)
+
+    return {
+        "logistic regression": (
+            scaled(LogisticRegression(max_iter=2000)),
+            {"logisticregression__C": [0.01, 0.1, 1.0, 10.0]},
+        ),
+        "MLP": (
+            scaled(MLPClassifier(max_iter=300, early_stopping=False, random_state=0)),
+            {"mlpclassifier__alpha": [1e-4, 1e-2, 1.0]},
+        ),
+        "RBF SVC": (scaled(SVC()), {"svc__C": [1.0, 10.0, 100.0]}),
+        "gradient boosting": (HistGradientBoostingClassifier(random_state=0), {"max_leaf_nodes": [7, 31]}),
+    }
+
+
+def accuracy(answer: Any, data: Dataset, rows: Any) -> float:
+    return float(np.mean(answer.argmax(axis=1) == data.y[rows]))
+
+
+def error(values: Any) -> float:
+    """Standard error of the mean over folds."""
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def keras_fit(data: Dataset, chosen: Recipe, train: Any, test: Any) -> float:
+    """One fit as a tutorial has it; returns the accuracy on the test rows."""
+    import keras
+
+    mean, deviation = data.x[train].mean(axis=0), data.x[train].std(axis=0)
+    layers: list[Any] = [keras.Input([data.x.shape[1]]), keras.layers.Dropout(chosen.visible_dropout)]
+    for units in chosen.hidden_units:
+        bound = None if chosen.max_norm is None else keras.constraints.MaxNorm(chosen.max_norm)
+        layers.append(keras.layers.Dense(units, activation="relu", kernel_constraint=bound))
+    model = keras.Sequential([*layers, keras.layers.Dense(1, activation="sigmoid")])
+    model.compile(keras.optimizers.SGD(chosen.learning_rate, momentum=chosen.momentum), "binary_crossentropy")
+    x = (data.x - mean) / deviation
+    model.fit(x[train], data.y[train], epochs=chosen.epochs, batch_size=chosen.batch_size, verbose=0)
+    answer = np.asarray(model(x[test]))
+    return float(np.mean((answer[:, 0] > 0.5) == data.y[test]))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    app()

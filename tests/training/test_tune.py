@@ -1,0 +1,188 @@
+"""The tuner as processes that share a database, are killed and go on."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+
+from models import contract
+from training import tune
+from training.datasets import load
+from training.recipes import DEFAULTS
+from training.splits import split
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, str(ROOT / "dropserve.py"), "tune", "wine", "--epochs", "10", "--folds", "2", "--json"]
+WAIT_S = 300
+
+
+def start(folder, *arguments):
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+def trials(folder, part="winner"):
+    url = f"sqlite:///{folder / 'dropserve-tune.db'}"
+    [name] = [name for name in optuna.get_all_study_names(url) if name.endswith(f"/{part}")]
+    return optuna.load_study(study_name=name, storage=url).trials
+
+
+def ended(found):
+    return [trial for trial in found if trial.state.name in ("COMPLETE", "PRUNED")]
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """A folder in which a search of wine was killed and started again; the trials that the killed one had finished."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    process = start(folder, "--trials", 500, "--outer-folds", 2)
+    limit = time.monotonic() + WAIT_S
+    while time.monotonic() < limit:
+        time.sleep(0.2)
+        if process.poll() is not None:
+            pytest.fail(process.communicate()[1])
+        if done(folder) >= 3:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = trials(folder)
+    document = finish(start(folder, "--trials", len(ended(before)) + 2, "--outer-folds", 2))
+    return folder, before, document
+
+
+def done(folder):
+    """Trials that have ended, seen from outside: Optuna would make the tables that the process is just making."""
+    try:
+        with closing(sqlite3.connect(f"file:{folder / 'dropserve-tune.db'}?mode=ro", uri=True)) as database:
+            query = "SELECT count(*) FROM trials WHERE state IN ('COMPLETE', 'PRUNED')"
+            return database.execute(query).fetchone()[0]
+    except sqlite3.OperationalError:
+        return 0
+
+
+def test_a_kill_loses_the_running_trial_at_most(interrupted):
+    folder, before, _ = interrupted
+    after = {trial.number: trial for trial in trials(folder)}
+    assert len(ended(before)) >= 3
+    assert len(before) - len(ended(before)) <= 1
+    for trial in ended(before):
+        assert (after[trial.number].params, after[trial.number].value) == (trial.params, trial.value)
+    assert len(ended(after.values())) == len(ended(before)) + 2
+    assert len({trial.user_attrs["process"] for trial in ended(after.values())}) == 2
+
+
+def test_the_winner_is_published_with_its_rates(interrupted):
+    folder, _, document = interrupted
+    manifest = contract.verify(folder / document["folder"])
+    best = min((trial for trial in trials(folder) if trial.state.name == "COMPLETE"), key=lambda trial: trial.value)
+    assert document["tuning"]["selected_score"] == pytest.approx(best.value)
+    assert document["training"]["visible_dropout"] == best.params["visible_dropout"]
+    assert document["training"]["hidden_dropout"] == best.params["hidden_dropout"]
+    assert {layer.settings["rate"] for layer in manifest.stochastic_layers} <= {*best.params.values()}
+
+
+def test_the_reported_score_is_of_outer_folds(interrupted):
+    _, _, document = interrupted
+    tuning = document["tuning"]
+    assert len(tuning["nested_scores"]) == 2
+    assert tuning["nested_score"]["mean"] == pytest.approx(np.mean(tuning["nested_scores"]))
+    assert tuning["nested_score"]["mean"] != tuning["selected_score"]
+
+
+def test_two_processes_split_the_trials(tmp_path):
+    arguments = ("--trials", 16, "--outer-folds", 0, "--worker")
+    first, second = start(tmp_path, *arguments), start(tmp_path, *arguments)
+    assert finish(first)["trials"] == finish(second)["trials"]
+    found = ended(trials(tmp_path))
+    assert len(found) == 16
+    by_process = [trial.user_attrs["process"] for trial in found]
+    assert len(set(by_process)) == 2, "one process had finished before the other began"
+    assert not (tmp_path / "artifacts").exists()
+
+
+def settings(tmp_path, **changes):
+    quick = replace(DEFAULTS["wine"], hidden_units=(8,), epochs=5)
+    values: dict[str, Any] = {
+        "space": tune.space(quick, ("width", "max-norm", "learning-rate", "epochs")),
+        "objective": "nll",
+        "trials": 3,
+        "folds": 2,
+        "outer_folds": 0,
+        "num_samples": 5,
+        "seed": 0,
+        "timeout_s": None,
+        "storage": f"sqlite:///{tmp_path / 'tune.db'}",
+        "name": "wine",
+    }
+    return tune.Settings(**(values | changes))
+
+
+def test_all_dimensions_are_searched_and_the_same_seed_finds_the_same(tmp_path):
+    data = load("wine")
+    rows = split(data.y, data.task).train
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first, second = (tune.tune(data, rows, settings(tmp_path / folder)) for folder in "ab")
+    assert first.recipe == second.recipe
+    assert first.selected_score == pytest.approx(second.selected_score, abs=1e-4)
+    assert first.nested is None
+    [name] = optuna.get_all_study_names(f"sqlite:///{tmp_path / 'a' / 'tune.db'}")
+    study = optuna.load_study(study_name=name, storage=f"sqlite:///{tmp_path / 'a' / 'tune.db'}")
+    assert set(study.best_params) == {
+        "visible_dropout",
+        "hidden_dropout",
+        "width",
+        "max_norm",
+        "learning_rate",
+        "epochs",
+    }
+    assert study.trials[0].params["visible_dropout"] == DEFAULTS["wine"].visible_dropout
+
+
+def test_rows_outside_of_the_training_rows_have_no_say(tmp_path):
+    data = load("wine")
+    rows = split(data.y, data.task)
+    spoilt = replace(data, x=data.x.copy(), y=data.y.copy())
+    outside = np.concatenate([rows.calibration, rows.test])
+    spoilt.x[outside] += 1000
+    spoilt.y[outside] = 0
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+    first = tune.tune(data, rows.train, settings(tmp_path / "a", trials=2))
+    second = tune.tune(spoilt, rows.train, settings(tmp_path / "b", trials=2))
+    assert first.selected_score == pytest.approx(second.selected_score, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--objective", "rmse"], "error: objective 'rmse' for the classification of wine; wanted one of nll,"),
+        (["--search", "depth"], "error: --search 'depth'; wanted some of width,max-norm,learning-rate,epochs"),
+        (["--storage", "nonsense"], "error: storage 'nonsense': "),
+    ],
+)
+def test_bad_requests_end_in_a_line(tmp_path, arguments, line):
+    process = start(tmp_path, *arguments)
+    _, err = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 2
+    assert err.startswith(line)
+    assert err.count("\n") == 1
+    assert not os.listdir(tmp_path)

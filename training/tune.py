@@ -1,0 +1,257 @@
+"""The best dropout rates for a data set, and an honest figure of how good they are.
+
+The rates are searched by cross-validation within the training rows. The best figure of a search is too good: it was
+chosen for being the best. So the whole search is repeated inside each of a few outer folds, and what it finds there is
+judged on rows that it never saw: that is the reported score. The winner is then trained on all training rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+
+from training import scores, search
+from training.datasets import Dataset
+from training.errors import InputError
+from training.folds import Index, Job, Outcome, dense, fit_jobs, inner_folds
+from training.paired import Interval, corrected_interval
+from training.recipes import Recipe
+
+Objective = Literal["nll", "accuracy", "brier", "rmse"]
+OBJECTIVES: dict[str, tuple[Objective, ...]] = {
+    "classification": ("nll", "accuracy", "brier"),
+    "regression": ("rmse",),
+}
+# What can be searched besides the two rates.
+DIMENSIONS = ("width", "max-norm", "learning-rate", "epochs")
+
+MAX_VISIBLE, MAX_HIDDEN, RATE_STEP = 0.5, 0.6, 0.05
+# A network without dropout has nothing to draw and cannot be published.
+MIN_HIDDEN = 0.05
+WIDTHS = (0.5, 1.0, 2.0, 4.0)
+MAX_NORMS = (0.0, 1.0, 2.0, 3.0, 4.0)
+# Draws of a trial's score.
+SCORE_DRAWS = 30
+# Epochs before a trial may be pruned, as a share of the recipe's.
+WARMUP_SHARE = 0.3
+
+
+class ObjectiveError(InputError):
+    def __init__(self, objective: str, data: Dataset) -> None:
+        wanted = ", ".join(OBJECTIVES[data.task])
+        super().__init__(f"objective {objective!r} for the {data.task} of {data.name}; wanted one of {wanted}")
+
+
+class DimensionError(InputError):
+    def __init__(self, name: str) -> None:
+        super().__init__(f"--search {name!r}; wanted some of {','.join(DIMENSIONS)}")
+
+
+class NoTrial(InputError):
+    def __init__(self, timeout_s: float | None) -> None:
+        super().__init__(f"no trial was completed within {timeout_s:g} s; wanted a longer --timeout, or fewer --epochs")
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where to look: around a recipe."""
+
+    base: Recipe
+    dimensions: tuple[str, ...] = ()
+
+    def first(self) -> dict[str, Any]:
+        """The recipe itself, as nearly as the space has it."""
+        return {
+            "visible_dropout": min(_step(self.base.visible_dropout), MAX_VISIBLE),
+            "hidden_dropout": min(max(_step(self.base.hidden_dropout), MIN_HIDDEN), MAX_HIDDEN),
+            **({"width": 1.0} if "width" in self.dimensions else {}),
+        }
+
+    def suggest(self, trial: optuna.Trial | optuna.trial.FixedTrial) -> Recipe:
+        base = self.base
+        chosen = replace(
+            base,
+            visible_dropout=trial.suggest_float("visible_dropout", 0.0, MAX_VISIBLE, step=RATE_STEP),
+            hidden_dropout=trial.suggest_float("hidden_dropout", MIN_HIDDEN, MAX_HIDDEN, step=RATE_STEP),
+        )
+        if "width" in self.dimensions:
+            factor = trial.suggest_categorical("width", WIDTHS)
+            chosen = replace(chosen, hidden_units=tuple(max(1, round(n * factor)) for n in base.hidden_units))
+        if "max-norm" in self.dimensions:
+            bound = trial.suggest_categorical("max_norm", MAX_NORMS)
+            chosen = replace(chosen, max_norm=bound or None)
+        if "learning-rate" in self.dimensions:
+            rate = trial.suggest_float("learning_rate", base.learning_rate / 10, base.learning_rate * 10, log=True)
+            chosen = replace(chosen, learning_rate=rate)
+        if "epochs" in self.dimensions:
+            epochs = trial.suggest_int("epochs", max(1, base.epochs // 4), max(1, 2 * base.epochs), log=True)
+            chosen = replace(chosen, epochs=epochs)
+        return chosen
+
+    def recipe(self, parameters: dict[str, Any]) -> Recipe:
+        return self.suggest(optuna.trial.FixedTrial(parameters))
+
+
+def _step(rate: float) -> float:
+    return round(round(rate / RATE_STEP) * RATE_STEP, 10)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One `dropserve tune`."""
+
+    space: Space
+    objective: Objective
+    # Of each search: there is one for the winner, and one in each outer fold.
+    trials: int
+    # Folds of a trial, and outer ones; fewer than 2 outer ones: no nested estimate.
+    folds: int
+    outer_folds: int
+    # Draws of the score.
+    num_samples: int
+    seed: int
+    timeout_s: float | None
+    storage: str
+    # Of the Optuna studies.
+    name: str
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was found."""
+
+    recipe: Recipe
+    # The winner's own figure, which is too good: it was selected for it.
+    selected_score: float
+    # What the search finds, on rows that it never saw; None where time did not suffice for two outer folds.
+    nested: Interval | None
+    nested_scores: tuple[float, ...]
+    # The recipe that the search began with, on the same outer folds.
+    start: Interval | None
+    # Of the winner's search: how many trials ended how.
+    completed: int
+    pruned: int
+
+
+def check(data: Dataset, objective: str | None, dimensions: tuple[str, ...]) -> Objective:
+    """The objective, the task's first where none is named. Raises ObjectiveError, DimensionError."""
+    for name in dimensions:
+        if name not in DIMENSIONS:
+            raise DimensionError(name)
+    allowed = OBJECTIVES[data.task]
+    for one in allowed:
+        if objective in (None, one):
+            return one
+    raise ObjectiveError(str(objective), data)
+
+
+def tune(
+    data: Dataset, rows: Index, settings: Settings, on_progress: Callable[[str, int], None] = lambda what, done: None
+) -> Tuned:
+    """Search with `rows` of the data alone. Raises StorageError, NoTrial.
+
+    on_progress: called with what is searched for, and how many of its trials are finished.
+    """
+    storage = search.open_storage(settings.storage)
+    outer = (
+        inner_folds(data.y, data.task, rows, folds=settings.outer_folds, seed=settings.seed)
+        if settings.outer_folds > 1
+        else []
+    )
+    parts = [("winner", rows), *[(f"outer-{number}", train) for number, (train, _) in enumerate(outer)]]
+    started, found = time.monotonic(), {}
+    for number, (part, train) in enumerate(parts):
+        deadline = None
+        if settings.timeout_s is not None:
+            # Every search gets its share; what one leaves over is the next ones'.
+            left = started + settings.timeout_s - time.monotonic()
+            deadline = time.monotonic() + left / (len(parts) - number)
+        found[part] = search.run(
+            _search(data, settings, storage, part),
+            _objective(data, train, settings),
+            deadline=deadline,
+            on_trial=lambda done, part=part: on_progress(part, done),  # type: ignore[misc]
+        )
+    winner = found["winner"]
+    completed = search.count(winner, optuna.trial.TrialState.COMPLETE)
+    if not completed:
+        raise NoTrial(settings.timeout_s)
+    judged = [
+        (settings.space.recipe(found[f"outer-{number}"].best_params), train, held)
+        for number, (train, held) in enumerate(outer)
+        if search.count(found[f"outer-{number}"], optuna.trial.TrialState.COMPLETE)
+    ]
+    nested = [_held_out_score(data, recipe, train, held, settings) for recipe, train, held in judged]
+    start = [_held_out_score(data, settings.space.base, train, held, settings) for _, train, held in judged]
+    share = 1 / (settings.outer_folds - 1) if outer else 0.0
+    return Tuned(
+        settings.space.recipe(winner.best_params),
+        winner.best_value,
+        corrected_interval(np.array(nested), share) if len(nested) > 1 else None,
+        tuple(nested),
+        corrected_interval(np.array(start), share) if len(start) > 1 else None,
+        completed,
+        search.count(winner, optuna.trial.TrialState.PRUNED),
+    )
+
+
+def _search(data: Dataset, settings: Settings, storage: optuna.storages.BaseStorage, part: str) -> search.Search:
+    # Other data, folds or spaces must not be mixed into one study.
+    what = [
+        data.sha256,
+        asdict(settings.space),
+        settings.objective,
+        settings.folds,
+        settings.outer_folds,
+        settings.seed,
+    ]
+    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+    return search.Search(
+        f"{settings.name}/{digest}/{part}",
+        storage,
+        "maximize" if settings.objective == "accuracy" else "minimize",
+        settings.trials,
+        settings.seed,
+        round(WARMUP_SHARE * settings.space.base.epochs),
+        settings.space.first(),
+    )
+
+
+def _objective(data: Dataset, rows: Index, settings: Settings) -> Callable[..., float]:
+    parts = inner_folds(data.y, data.task, rows, folds=settings.folds, seed=settings.seed)
+
+    def objective(trial: optuna.Trial, look: Callable[[int, float], None]) -> float:
+        recipe = settings.space.suggest(trial)
+        jobs = [Job(recipe, train, held, seed=settings.seed + number) for number, (train, held) in enumerate(parts)]
+        outcomes = fit_jobs(data, jobs, num_samples=settings.num_samples, on_look=look)
+        return float(
+            np.mean([_score(data, held, outcome, settings) for (_, held), outcome in zip(parts, outcomes, strict=True)])
+        )
+
+    return objective
+
+
+def _held_out_score(data: Dataset, recipe: Recipe, train: Index, held: Index, settings: Settings) -> float:
+    [outcome] = fit_jobs(data, [Job(recipe, train, held, seed=settings.seed)], num_samples=settings.num_samples)
+    return _score(data, held, outcome, settings)
+
+
+def _score(data: Dataset, rows: Index, outcome: Outcome, settings: Settings) -> float:
+    """Of the mean of the draws: what is served as uncertainty's own answer."""
+    answer, y = outcome.monte_carlo, data.y[rows]
+    assert answer is not None
+    if data.task == "regression":
+        return float(np.sqrt(np.mean(np.square(answer.mean(axis=0) - y))))
+    return scores.classification(answer, y)[settings.objective]
+
+
+def space(base: Recipe, dimensions: tuple[str, ...]) -> Space:
+    """Around a recipe. Images are searched with dense layers on their pixels: convolutions cannot be stacked."""
+    return Space(dense(base), dimensions)
