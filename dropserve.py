@@ -173,17 +173,20 @@ def study(
     ] = None,
     num_samples: NumSamples = 50,
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**31, help="Same seed, same folds and nets.")] = 0,
+    report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write the report, one HTML page.")] = None,
     as_json: Json = False,
 ) -> None:
     """Does dropout help on DATA? Nets without it, with it here or there, and tuned, under repeated cross-validation."""
-    from training.plan import dataset
+    from training.plan import check_writable, dataset
     from training.progress import Reporter
     from training.recipes import changed, recipe_of
 
+    if report is not None:
+        check_writable(report)
     loaded = dataset(data, target, types or (), task)
     base = changed(recipe_of(loaded), epochs=epochs)
     with quiet_start():
-        from training import study_summary
+        from training import study_report, study_summary
         from training.study import study as carry_out
 
     with Reporter(quiet=as_json).share(f"study of {loaded.name}") as on_progress:
@@ -196,6 +199,8 @@ def study(
             seed=seed,
             on_progress=on_progress,
         )
+    if report is not None:
+        report.write_text(study_report.page(found), encoding="utf-8")
     if as_json:
         print(json.dumps(study_summary.document(found), indent=2))
         return

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from typing import Annotated, Any
 
 import numpy as np
@@ -95,8 +96,11 @@ def peers(
     folds: Annotated[int, typer.Option(min=2, help="Outer folds; three within each.")] = 5,
 ) -> None:
     """Accuracy on outer folds: our tuned net, its mean of draws, and scikit-learn's models, each tuned within."""
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import GridSearchCV
 
+    # 300 epochs are what the MLP gets, as ours has its own.
+    warnings.simplefilter("ignore", ConvergenceWarning)
     from training.folds import repeated_folds
     from training.study import study
 

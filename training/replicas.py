@@ -531,18 +531,18 @@ def _logits(x: tf.Tensor, weights: Sequence[tf.Tensor], masks: Sequence[tf.Tenso
     return x
 
 
-@tf.function(reduce_retracing=True)
+# Eager: a few operations on everything at once, whose shapes change from call to call.
+
+
 def _forward(x: tf.Tensor, weights: list[tf.Tensor], masks: list[tf.Tensor] | None, head: str) -> tf.Tensor:
     logits = _logits(x[:, None], weights, masks)
     return {"sigmoid": tf.sigmoid, "softmax": tf.nn.softmax, "linear": tf.identity}[head](logits)
 
 
-@tf.function(reduce_retracing=True)
 def _losses(x: tf.Tensor, weights: list[tf.Tensor], y: tf.Tensor, head: str) -> tf.Tensor:
     return _loss(_logits(x[:, None], weights, None)[:, 0], y, head)[0]
 
 
-@tf.function(reduce_retracing=True)
 def _draw_masks(
     seeds: tf.Tensor, rates: tf.Tensor, first: tf.Tensor, count: int, units: tuple[int, ...]
 ) -> list[tf.Tensor]:

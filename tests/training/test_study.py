@@ -1,7 +1,9 @@
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from training.folds import Job, encode, fit_jobs, inner_folds, repeated_folds
 from training.preprocessing import Preprocessor
 from training.recipes import DEFAULTS
 from training.study import TooFewRows, choose, levels, metrics_of, study, variants
+from training.study_report import page
 from training.study_summary import document, sentences
 
 ROOT = Path(__file__).parents[2]
@@ -138,12 +141,26 @@ def test_too_few_rows_are_refused_in_words():
         study(few, QUICK, folds=5)
 
 
-def test_the_command_line_prints_the_study():
+def test_the_page_has_every_finding(wine_study):
+    text = page(wine_study)
+    shown = unescape(text)
+    for line in sentences(wine_study).splitlines():
+        assert line in shown
+    assert text.count("<svg") == 2
+    for comparison in wine_study.comparisons():
+        assert f"{comparison.difference.mean:+.3f}" in shown
+    # Self-contained.
+    assert not re.search(r"<(script|link|img|iframe)\b", text)
+
+
+def test_the_command_line_prints_the_study(tmp_path):
     command = [sys.executable, "-m", "dropserve", "study", "wine", "--folds", "3", "--repeats", "1", "--epochs", "5"]
+    command += ["--report", str(tmp_path / "study.html")]
     result = subprocess.run([*command, "--json"], cwd=ROOT, capture_output=True, text=True, check=True)
     found = json.loads(result.stdout)
     assert (found["data"], found["folds"], found["repeats"], found["rows"]) == ("wine", 3, 1, 178)
     assert len(found["variants"]["tuned"]["fold_figures"]["monte_carlo"]["nll"]) == 3
+    assert "Does dropout help on wine?" in (tmp_path / "study.html").read_text()
 
 
 @pytest.mark.parametrize(
