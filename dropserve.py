@@ -531,15 +531,21 @@ def route(
 @app.command()
 def loadtest(
     host: Annotated[str, typer.Option(metavar="URL", help="The server.")] = "http://127.0.0.1:3000",
-    profile: Annotated[str, typer.Option(metavar="NAME", help="How much traffic, for how long: smoke.")] = "smoke",
+    profile: Annotated[
+        str, typer.Option(metavar="NAME", help="The traffic: smoke, ramp, spike, soak or mixed.")
+    ] = "smoke",
     users: Annotated[
-        int | None, typer.Option(metavar="N", min=2, help="Concurrent users.", show_default="the profile's")
+        int | None, typer.Option(metavar="N", min=2, help="Requests at once, at most.", show_default="the profile's")
     ] = None,
     spawn_rate: Annotated[
         float | None, typer.Option(metavar="R", min=0.01, help="New users a second.", show_default="the profile's")
     ] = None,
     run_time: Annotated[
         str | None, typer.Option(metavar="TIME", help="As 20s, 5m, 1h.", show_default="the profile's")
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(metavar="R", min=0.01, help="Requests a second, by a schedule.", show_default="the profile's"),
     ] = None,
     rows: Annotated[
         Path | None,
@@ -552,6 +558,11 @@ def loadtest(
     target: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="The CSV file's column that is not a feature.")
     ] = None,
+    processes: Annotated[int, typer.Option(metavar="N", min=1, help="Processes that send.")] = 1,
+    grpc: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="The server's gRPC port, for the mixed profile.")
+    ] = "127.0.0.1:8500",
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with plots.")] = None,
     as_json: Json = False,
 ) -> None:
     """Put load on a running server, check every answer, and end with exit code 1 where one was wrong."""
@@ -560,9 +571,13 @@ def loadtest(
     from loadtest.profile import choose
 
     try:
-        traffic = choose(profile, users=users, spawn_rate=spawn_rate, run_time=run_time)
-        with Console(stderr=True).status(f"{traffic.users} users on {host} for {traffic.run_time}"):
-            result = verdict.measure(host.rstrip("/"), traffic, rows, target)
+        traffic = choose(profile, users=users, spawn_rate=spawn_rate, run_time=run_time, rate=rate)
+        with Console(stderr=True).status(f"{profile} on {host}, {traffic.seconds:g} s a run"):
+            result = verdict.measure(host.rstrip("/"), traffic, rows, target, processes=processes, grpc=grpc)
+        if html is not None:
+            from loadtest import page
+
+            page.write(result, traffic, html)
     except LoadTestError as error:
         raise InputError(str(error)) from error
     if as_json:

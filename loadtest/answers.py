@@ -129,6 +129,18 @@ class Memory:
                 _parsed(form.model_validate, output).check_draws(draws.num_samples)
         self._compare(answer, rows, "uncertainty", num_samples, seed)
 
+    def check_draws(
+        self, model: str, predictions: list[dict[str, Any]], rows: list[int], num_samples: int, seed: int
+    ) -> None:
+        """The same for answers of the tensor protocols, which say neither their version nor their draws: whichever
+        of the protocols was asked, the answer is the same.
+        """
+        for prediction in predictions:
+            form = SampledValue if "mean" in prediction else SampledClass
+            _parsed(form.model_validate, prediction).check_draws(num_samples)
+        answer = PredictAnswer(model=Model(name=model, version="any"), predictions=predictions)
+        self._compare(answer, rows, "tensors", num_samples, seed)
+
     def _compare(self, answer: PredictAnswer, rows: list[int], *question: str | int | None) -> None:
         if len(answer.predictions) != len(rows):
             raise AnswerError(f"{len(answer.predictions)} predictions, wanted {len(rows)}, one for each row")

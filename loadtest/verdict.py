@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,24 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from loadtest import rows
+from loadtest import rows, tensors
 from loadtest.errors import LoadTestError
-from loadtest.profile import Profile
+from loadtest.profile import NATIVE, Phase, Profile, Thresholds
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
+# How long a request under way at the end is waited for.
+STOP_TIMEOUT_S = 10
 PROBE_TIMEOUT_S = 5
 SHOWN_ERRORS = 5
+# What the users of `loadtest.locustfile` call their requests.
+NAMES = {
+    "PredictUser": "/predict",
+    "UncertaintyUser": "/uncertainty",
+    "TensorFlowServingUser": "/v1 predict",
+    "V2JsonUser": "/v2 infer, JSON",
+    "V2BinaryUser": "/v2 infer, binary",
+    "GrpcUser": "gRPC Predict",
+}
 
 
 @dataclass(frozen=True)
@@ -32,14 +44,24 @@ class Endpoint:
     requests: int
     failures: int
     requests_per_second: float
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+
+
+@dataclass(frozen=True)
+class Try:
+    """One rate of a search for the knee."""
+
+    rate: float
+    p99_ms: float | None
+    failures: int
+    passed: bool
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """passed: every endpoint was asked, and every answer was right."""
+    """passed: every kind of request was sent, every answer was right, and the times kept the profile's limits."""
 
     host: str
     passed: bool
@@ -47,10 +69,17 @@ class Verdict:
     total: Endpoint
     # "<endpoint>: <what was wrong>" and how often, most frequent first.
     errors: list[tuple[str, int]]
+    # Once a second: see `loadtest.locustfile`. Of a search, those of its last try.
+    timeline: list[dict[str, Any]]
+    # Of a search: its tries, and the highest rate that passed.
+    tries: list[Try] = field(default_factory=list)
+    knee: float | None = None
 
     def document(self) -> dict[str, Any]:
         """The verdict as one JSON document."""
-        return asdict(self)
+        document = asdict(self)
+        del document["timeline"]
+        return document
 
     def table(self) -> Group:
         """The verdict for people."""
@@ -58,52 +87,124 @@ class Verdict:
         for column in ("requests", "requests/s", "p50 ms", "p95 ms", "p99 ms", "failures"):
             table.add_column(column, justify="right")
         for entry in [*self.endpoints, self.total]:
-            name = "both" if entry is self.total else entry.name
-            latencies = [f"{value:,.0f}" for value in (entry.p50_ms, entry.p95_ms, entry.p99_ms)]
+            name = "all" if entry is self.total else entry.name
+            latencies = [
+                "" if value is None else f"{value:,.0f}" for value in (entry.p50_ms, entry.p95_ms, entry.p99_ms)
+            ]
             rate = f"{entry.requests_per_second:,.1f}"
             table.add_row(name, f"{entry.requests:,}", rate, *latencies, f"{entry.failures:,}")
         lines = [f"{count:,} x {text}" for text, count in self.errors[:SHOWN_ERRORS]]
         if len(self.errors) > SHOWN_ERRORS:
             lines.append(f"and {len(self.errors) - SHOWN_ERRORS:,} other errors")
+        if self.tries:
+            knee = "none that passed" if self.knee is None else f"{self.knee:,.0f} requests/s"
+            tried = ", ".join(f"{one.rate:,.0f} {'passed' if one.passed else 'failed'}" for one in self.tries)
+            lines.append(f"knee: {knee} (tried {tried})")
         word = Text("passed", style="green") if self.passed else Text("failed", style="red")
         return Group(table, *map(Text, lines), word)
 
 
-def measure(host: str, profile: Profile, rows_file: Path | None = None, target: str | None = None) -> Verdict:
+def measure(
+    host: str,
+    profile: Profile,
+    rows_file: Path | None = None,
+    target: str | None = None,
+    *,
+    processes: int = 1,
+    grpc: str = "127.0.0.1:8500",
+) -> Verdict:
     """Put a profile's traffic on the server at `host` (http://name:port) and judge it.
 
-    rows_file, target: see `rows.choose`.
+    rows_file, target: see `rows.choose`. processes: over which Locust spreads the users. grpc: the server's gRPC port.
     Raises LoadTestError where the server is not ready, RowsError (one of them) where the rows cannot be had.
     """
     _check_ready(host)
     # Locust reads them again by itself; read here first, so that what is wrong with them is said in one line.
-    rows.choose(host, rows_file, target)
-    with tempfile.TemporaryDirectory(prefix="dropserve-loadtest-") as folder:
-        report = Path(folder) / "report.json"
-        command = [sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE), "--headless", "--only-summary"]
-        command += ["--loglevel", "WARNING", "--host", host, "--users", str(profile.users)]
-        command += ["--spawn-rate", str(profile.spawn_rate), "--run-time", profile.run_time, "--report", str(report)]
-        # A request under way at the end is waited for, and counted.
-        command += ["--stop-timeout", "10"]
-        command += ["--rows", str(rows_file)] if rows_file else []
-        command += ["--target", target] if target else []
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-        if not report.exists():
-            said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-            raise LoadTestError(f"locust ended with exit code {done.returncode}: {said[-1] if said else 'no output'}")
-        return judge(host, json.loads(report.read_text(encoding="utf-8")), done.returncode)
+    chosen = rows.choose(host, rows_file, target)
+    needed = processes * len(profile.mix)
+    if profile.users < needed:
+        raise LoadTestError(f"{profile.users} users: wanted at least {needed}, of each kind one in each process")
+    if profile.mix.keys() - NATIVE.keys():
+        tensors.check(host, chosen)
+    run = Run(host, rows_file, target, processes, grpc)
+    return run.once(profile) if profile.search is None else run.search(profile)
 
 
-def judge(host: str, figures: dict[str, Any], exit_code: int) -> Verdict:
+@dataclass(frozen=True)
+class Run:
+    """Locust against one server, with one set of rows."""
+
+    host: str
+    rows_file: Path | None
+    target: str | None
+    processes: int
+    grpc: str
+
+    def once(self, profile: Profile) -> Verdict:
+        with tempfile.TemporaryDirectory(prefix="dropserve-loadtest-") as folder:
+            report = Path(folder) / "report.json"
+            command = [sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE), "--headless", "--only-summary"]
+            command += ["--loglevel", "WARNING", "--host", self.host, "--users", str(profile.users)]
+            command += ["--spawn-rate", str(profile.spawn_rate), "--run-time", f"{math.ceil(profile.seconds)}s"]
+            command += ["--stop-timeout", str(STOP_TIMEOUT_S), "--report", str(report), "--grpc", self.grpc]
+            command += ["--phases", json.dumps([[phase.seconds, phase.rate] for phase in profile.phases])]
+            command += ["--mix", json.dumps(profile.mix)]
+            command += ["--rows", str(self.rows_file)] if self.rows_file else []
+            command += ["--target", self.target] if self.target else []
+            command += ["--processes", str(self.processes)] if self.processes > 1 else []
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+            if not report.exists():
+                said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+                raise LoadTestError(
+                    f"locust ended with exit code {done.returncode}: {said[-1] if said else 'no output'}"
+                )
+            figures = json.loads(report.read_text(encoding="utf-8"))
+        return judge(self.host, figures, done.returncode, profile)
+
+    def search(self, profile: Profile) -> Verdict:
+        """The knee: the highest rate whose run passes, by doubling and then by bisection."""
+        search = profile.search
+        assert search is not None
+        tries: list[Try] = []
+        best: Verdict | None = None
+        last: Verdict | None = None
+        passed, failed, rate = 0.0, math.inf, search.lowest
+        while failed > passed * (1 + search.precision) and passed < search.highest:
+            last = self.once(replace(profile, phases=tuple(Phase(phase.seconds, rate) for phase in profile.phases)))
+            total = last.total
+            tries.append(Try(rate, total.p99_ms, total.failures, last.passed))
+            if last.passed:
+                passed, best = rate, last
+            else:
+                failed = rate
+                if passed == 0.0:
+                    break
+            rate = min(2 * rate, search.highest) if math.isinf(failed) else (passed + failed) / 2
+        found = best or last
+        assert found is not None
+        return replace(found, tries=tries, knee=passed or None)
+
+
+def judge(host: str, figures: dict[str, Any], exit_code: int, profile: Profile) -> Verdict:
     """The verdict on one Locust run, from the report that the locustfile writes and Locust's exit code."""
     *endpoints, total = [Endpoint(**entry) for entry in figures["endpoints"]]
     errors = [(f"{error['name']}: {error['error']}", error["count"]) for error in figures["errors"]]
     errors += [(f"in the load test itself: {error['error']}", error["count"]) for error in figures["exceptions"]]
     errors.sort(key=lambda error: -error[1])
-    unasked = {"/predict", "/uncertainty"} - {endpoint.name for endpoint in endpoints if endpoint.requests}
-    errors += [(f"{name}: nothing was answered", 1) for name in sorted(unasked)]
+    asked = {endpoint.name for endpoint in endpoints if endpoint.requests}
+    errors += [(f"{name}: nothing was answered", 1) for name in sorted({NAMES[kind] for kind in profile.mix} - asked)]
+    errors += _too_slow(total, profile.thresholds)
     passed = exit_code == 0 and not errors
-    return Verdict(host=host, passed=passed, endpoints=endpoints, total=total, errors=errors)
+    return Verdict(host, passed, endpoints, total, errors, figures["timeline"])
+
+
+def _too_slow(total: Endpoint, limits: Thresholds) -> list[tuple[str, int]]:
+    taken = (("p50", total.p50_ms, limits.p50_ms), ("p99", total.p99_ms, limits.p99_ms))
+    return [
+        (f"all: {name} is {found:,.0f} ms, wanted at most {limit:,.0f} ms", 1)
+        for name, found, limit in taken
+        if found is not None and limit is not None and found > limit
+    ]
 
 
 def _check_ready(host: str) -> None:

@@ -3,11 +3,12 @@
 python faulty_proxy.py UPSTREAM FAULT EVERY     prints its own address on the first line, then serves
 
 The answers number 100, 100 + EVERY, 100 + 2 EVERY, ... of the two endpoints are spoiled: the first one comes soon, so
-that a slow machine meets it too.
+that a slow machine meets it too. The fault `delay_50_ms` is of every answer.
 """
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import sys
 from collections.abc import Callable
@@ -66,7 +67,7 @@ FAULTS: dict[str, Callable[[dict[str, Any]], None]] = {
 }
 
 
-def build(upstream: str, spoil: Callable[[dict[str, Any]], None] | None, every: int) -> Starlette:
+def build(upstream: str, spoil: Callable[[dict[str, Any]], None] | None, every: int, delay_s: float = 0) -> Starlette:
     client = httpx.AsyncClient(base_url=upstream, timeout=30)
     answered = 0
 
@@ -75,6 +76,8 @@ def build(upstream: str, spoil: Callable[[dict[str, Any]], None] | None, every: 
         headers = {"content-type": request.headers.get("content-type", "application/json")}
         got = await client.request(request.method, request.url.path, content=await request.body(), headers=headers)
         content, status = got.content, got.status_code
+        if delay_s and request.method == "POST":
+            await asyncio.sleep(delay_s)
         if request.method == "POST" and status == 200:
             answered += 1
             if answered % every == FIRST % every and answered >= FIRST:
@@ -93,5 +96,8 @@ if __name__ == "__main__":
     _, upstream, fault, every = sys.argv
     listener = socket.create_server(("127.0.0.1", 0))
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-    app = build(upstream, None if fault == "status_500" else FAULTS[fault], int(every))
+    if fault == "delay_50_ms":
+        app = build(upstream, lambda answer: None, sys.maxsize, delay_s=0.05)
+    else:
+        app = build(upstream, None if fault == "status_500" else FAULTS[fault], int(every))
     uvicorn.Server(uvicorn.Config(app, log_level="error")).run(sockets=[listener])

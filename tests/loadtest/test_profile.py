@@ -1,22 +1,73 @@
+"""Profiles and the schedule of requests that they make."""
+
 from __future__ import annotations
+
+import itertools
+import statistics
 
 import pytest
 
+from loadtest.arrivals import Schedule, arrivals
 from loadtest.errors import LoadTestError
-from loadtest.profile import PROFILES, choose
+from loadtest.profile import PROFILES, Phase, choose
 
 
-def test_given_settings_replace_the_profiles_own():
-    chosen = choose("smoke", users=3, spawn_rate=None, run_time="1h30m")
-    assert (chosen.users, chosen.spawn_rate, chosen.run_time) == (3, PROFILES["smoke"].spawn_rate, "1h30m")
+def test_what_is_given_takes_the_place_of_the_profiles_own():
+    own = PROFILES["smoke"]
+    assert choose("smoke") == own
+    chosen = choose("smoke", users=3, spawn_rate=0.5, run_time="1m30s", rate=7)
+    assert (chosen.users, chosen.spawn_rate, chosen.phases) == (3, 0.5, (Phase(90, 7),))
+
+
+def test_phases_keep_their_proportions():
+    shorter = choose("spike", run_time="4s", rate=10)
+    assert [(phase.seconds, phase.rate) for phase in shorter.phases] == [(1.5, 10), (0.5, 100), (2, 10)]
+
+
+@pytest.mark.parametrize("run_time", ["20s", "20", "5m", "1h", "1h2m3s"])
+def test_times_as_people_write_them(run_time):
+    assert choose("smoke", run_time=run_time).seconds in (20, 300, 3_600, 3_723)
+
+
+@pytest.mark.parametrize("run_time", ["", "soon", "5 m", "-5s", "1.5h", "s", "0s"])
+def test_other_times_are_refused(run_time):
+    with pytest.raises(LoadTestError, match="run time"):
+        choose("smoke", run_time=run_time)
 
 
 def test_unknown_profile_is_refused():
-    with pytest.raises(LoadTestError, match="profile 'storm': not known; wanted one of smoke"):
-        choose("storm", users=None, spawn_rate=None, run_time=None)
+    with pytest.raises(
+        LoadTestError, match="profile 'storm': not known; wanted one of smoke, ramp, spike, soak, mixed"
+    ):
+        choose("storm")
 
 
-@pytest.mark.parametrize("run_time", ["", "s", "soon", "-5s", "1.5s", "5 s", "2d"])
-def test_run_time_that_is_no_time_is_refused(run_time):
-    with pytest.raises(LoadTestError, match="wanted a time as 20s"):
-        choose("smoke", users=None, spawn_rate=None, run_time=run_time)
+def test_one_user_for_each_kind_of_request_at_least():
+    with pytest.raises(LoadTestError, match="5 users: wanted at least 6"):
+        choose("mixed", users=5)
+
+
+def test_same_seed_same_arrivals_and_another_other_ones():
+    phases = [(10.0, 50.0)]
+    assert list(arrivals(phases, 1, "a")) == list(arrivals(phases, 1, "a"))
+    assert list(arrivals(phases, 1, "a")) != list(arrivals(phases, 1, "b"))
+
+
+def test_arrivals_are_a_poisson_process_of_each_phases_rate():
+    times = list(arrivals([(1000, 20), (500, 100), (100, 0), (1000, 20)], 0.5, "seed"))
+    assert times == sorted(times)
+    for begin, end, rate in ((0, 1000, 10), (1000, 1500, 50), (1600, 2600, 10)):
+        inside = [at for at in times if begin <= at < end]
+        wanted = rate * (end - begin)
+        # Five standard deviations of a Poisson count; gaps of an exponential law deviate as much as they last.
+        assert abs(len(inside) - wanted) < 5 * wanted**0.5
+        gaps = [after - before for before, after in itertools.pairwise(inside)]
+        assert statistics.stdev(gaps) == pytest.approx(statistics.mean(gaps), rel=0.1)
+    assert not [at for at in times if 1500 <= at < 1600]
+
+
+def test_a_schedule_waits_for_nobody():
+    schedule = Schedule([(1, 100)], 1, "seed")
+    taken = list(iter(schedule.take, None))
+    wanted = list(arrivals([(1, 100)], 1, "seed"))
+    assert [at - taken[0] for at in taken] == pytest.approx([at - wanted[0] for at in wanted])

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.process import ROOT, free_port
+from loadtest.profile import Search, choose
+from loadtest.verdict import Run
+from tests.process import ROOT, bentoml_serve, free_port
 
 PROXY = Path(__file__).with_name("faulty_proxy.py")
 
 
 def loadtest(*options: str, run_time: str = "5s") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dropserve", "loadtest", "--run-time", run_time, "--users", "4", *options]
+    command = [sys.executable, "-m", "dropserve", "loadtest", "--run-time", run_time, *options]
+    command += [] if "--users" in options else ["--users", "4"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
 
 
@@ -52,6 +57,66 @@ def test_summary_shows_figures_and_the_verdict(sonar_server):
     for word in ("requests/s", "p50 ms", "p95 ms", "p99 ms", "failures", "/predict", "/uncertainty"):
         assert word in done.stdout
     assert done.stdout.strip().endswith("passed")
+
+
+def test_a_delay_of_50_ms_fails(sonar_server):
+    with faulty_proxy(sonar_server.url, "delay_50_ms", every=1) as url:
+        done = loadtest("--host", url, "--json", run_time="4s")
+    assert done.returncode == 1, done.stdout + done.stderr
+    [(said, _)] = json.loads(done.stdout)["errors"]
+    assert said.startswith("all: p50 is ")
+    assert said.endswith("wanted at most 40 ms")
+
+
+def test_a_server_that_is_too_slow_for_the_schedule_cannot_hide_it(sonar_server):
+    """Two users on answers of 50 ms bear 40 requests a second: at 100 the rest waits, and its wait counts."""
+    with faulty_proxy(sonar_server.url, "delay_50_ms", every=1) as url:
+        done = loadtest("--host", url, "--json", "--users", "2", "--rate", "100", run_time="4s")
+    # After 4 s the schedule is 2.4 s ahead of what two users can have sent; by themselves they would report 50 ms.
+    assert json.loads(done.stdout)["total"]["p95_ms"] > 500
+
+
+def test_two_processes_share_the_schedule(sonar_server, tmp_path):
+    page = tmp_path / "page.html"
+    done = loadtest("--host", sonar_server.url, "--json", "--processes", "2", "--html", str(page), run_time="5s")
+    assert done.returncode == 0, done.stdout + done.stderr
+    verdict = json.loads(done.stdout)
+    # 5 s at 100 a second, and not twice that; five standard deviations.
+    assert abs(verdict["total"]["requests"] - 500) < 5 * 500**0.5
+    text = page.read_text()
+    assert text.count("<svg") == text.count("</svg>") == 4
+    for word in ("passed", "Latency, from the intended start", "Throughput", "queue", "batches", "None: every answer"):
+        assert word in text
+    assert not re.search(r"(src|href)=\"(?!#)", text)
+
+
+def test_every_protocol_is_asked_and_agrees(trained_repository, tmp_path):
+    grpc = free_port()
+    with bentoml_serve(trained_repository, tmp_path / "log", DROPSERVE_GRPC_PORT=str(grpc)) as served:
+        options = ["--host", served.url, "--profile", "mixed", "--users", "6", "--grpc", f"127.0.0.1:{grpc}", "--json"]
+        done = loadtest(*options, run_time="6s")
+    verdict = json.loads(done.stdout)
+    wrong = [error for error in verdict["errors"] if not error[0].startswith("all: p")]
+    assert wrong == []
+    assert {endpoint["name"] for endpoint in verdict["endpoints"] if endpoint["requests"]} == {
+        "/predict",
+        "/uncertainty",
+        "/v1 predict",
+        "/v2 infer, JSON",
+        "/v2 infer, binary",
+        "gRPC Predict",
+    }
+
+
+def test_the_knee_is_between_the_rate_that_passes_and_the_one_that_fails(sonar_server):
+    """The proxy's 50 ms bound two users to 40 requests a second."""
+    with faulty_proxy(sonar_server.url, "delay_50_ms", every=1) as url:
+        run = Run(url, None, None, 1, "")
+        found = run.search(replace(choose("ramp", users=2, run_time="3s", rate=1), search=Search(4, 256, 1.0)))
+    assert found.tries[0].rate == 4
+    assert not found.tries[-1].passed or found.knee == found.tries[-1].rate
+    assert found.knee is None or found.knee < 64
+    assert max(one.rate for one in found.tries if not one.passed) <= 128
 
 
 def test_one_wrong_probability_in_a_thousand_answers_fails(sonar_server):
@@ -110,6 +175,7 @@ def test_rows_that_the_model_refuses_fail(sonar_server, tmp_path):
         (["--profile", "storm"], "profile 'storm'"),
         (["--run-time", "soon"], "run time 'soon'"),
         (["--users", "1"], "--users"),
+        (["--processes", "3"], "wanted at least 6, of each kind one in each process"),
     ],
 )
 def test_bad_options_end_with_exit_code_2_and_one_line(sonar_server, options, said):

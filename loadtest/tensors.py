@@ -1,0 +1,198 @@
+"""The three tensor protocols of a server, as bytes: TensorFlow Serving's REST and gRPC, and Open Inference (V2).
+
+For models that take one table of numbers. Nothing of TensorFlow is needed: the gRPC messages are built from what the
+server's own reflection says of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from loadtest.answers import AnswerError
+from loadtest.errors import LoadTestError
+
+SIGNATURE = "mc_sample"
+# Values of one output for some rows: a number, or a list of numbers, for each.
+Outputs = dict[str, list[Any]]
+
+_DT_FLOAT, _DT_INT32, _DT_INT64 = 1, 3, 9
+_PREDICT = "/tensorflow.serving.PredictionService/Predict"
+
+
+@dataclass(frozen=True)
+class Table:
+    """The model's input: its name, and how many numbers a row has."""
+
+    model: str
+    input: str
+    width: int
+
+
+def check(host: str, rows: list[Any]) -> Table:
+    """The table of the server's default model; raises LoadTestError where the tensor protocols cannot send `rows`."""
+    try:
+        answer = httpx.post(f"{host}/predict", json={"instances": rows[:1]}, timeout=30).raise_for_status().json()
+        table = describe(host, answer["model"]["name"])
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        raise LoadTestError(f"{host}/predict: does not answer the first row ({error!r})") from error
+    for number, vector in enumerate(map(vector_of, rows)):
+        if len(vector) != table.width or not all(type(value) in (int, float) for value in vector):
+            raise LoadTestError(f"row {number}: wanted {table.width} numbers, for the tensor protocols")
+    return table
+
+
+def vector_of(row: Any) -> list[Any]:
+    """A row by position: that of a file or an example is in the model's order already."""
+    return list(row.values()) if isinstance(row, dict) else list(row)
+
+
+def describe(host: str, model: str) -> Table:
+    """What the V2 protocol says of the model; raises LoadTestError where it does not take one table of numbers."""
+    url = f"{host}/v2/models/{model}"
+    try:
+        inputs = httpx.get(url, timeout=30).raise_for_status().json()["inputs"]
+        shapes = [(item["name"], item["datatype"], item["shape"]) for item in inputs]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        raise LoadTestError(f"{url}: no description of the model ({error!r}); wanted a dropserve server") from error
+    match shapes:
+        case [(str(name), "FP32", [-1, int(width)])] if width > 0:
+            return Table(model, name, width)
+    raise LoadTestError(
+        f"{url}: inputs {shapes}; wanted one table of numbers for the tensor protocols, or --profile smoke"
+    )
+
+
+def rest_body(table: Table, rows: list[list[float]], num_samples: int, seed: int) -> bytes:
+    inputs = {table.input: rows, "num_samples": num_samples, "seed": seed}
+    return json.dumps({"signature_name": SIGNATURE, "inputs": inputs}).encode()
+
+
+def rest_outputs(content: bytes) -> Outputs:
+    outputs = _json(content).get("outputs")
+    if not isinstance(outputs, dict):
+        raise AnswerError("no object `outputs` in the answer")
+    return outputs
+
+
+def v2_body(
+    table: Table, rows: list[list[float]], num_samples: int, seed: int, *, binary: bool
+) -> tuple[bytes, dict[str, str]]:
+    """The body and the headers of a V2 request."""
+    tensor: dict[str, Any] = {"name": table.input, "shape": [len(rows), table.width], "datatype": "FP32"}
+    parameters = {"signature": SIGNATURE, "num_samples": num_samples, "seed": seed}
+    if not binary:
+        tensor["data"] = rows
+        return json.dumps({"inputs": [tensor], "parameters": parameters}).encode(), {"Content-Type": "application/json"}
+    raw = _floats(rows)
+    tensor["parameters"] = {"binary_data_size": len(raw)}
+    head = json.dumps({"inputs": [tensor], "parameters": parameters | {"binary_data_output": True}}).encode()
+    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
+    return head + raw, headers
+
+
+def v2_outputs(content: bytes, head_length: str | None) -> Outputs:
+    """head_length: the answer's `Inference-Header-Content-Length`, where it is binary."""
+    length = len(content) if head_length is None else int(head_length)
+    found: Outputs = {}
+    place = length
+    for tensor in _json(content[:length]).get("outputs", []):
+        size = tensor.get("parameters", {}).get("binary_data_size")
+        if size is None:
+            flat = tensor["data"]
+        else:
+            flat = struct.unpack(f"<{size // 4}f", content[place : place + size])
+            place += size
+        found[tensor["name"]] = _shaped(list(flat), tensor["shape"])
+    return found
+
+
+class GrpcMessages:
+    """PredictRequest and its answer. `pool`: a descriptor pool that asks the server's reflection."""
+
+    def __init__(self, pool: Any) -> None:
+        from google.protobuf import message_factory
+
+        names = ("PredictRequest", "PredictResponse")
+        found = [pool.FindMessageTypeByName(f"tensorflow.serving.{name}") for name in names]
+        self._request, self._response = (message_factory.GetMessageClass(descriptor) for descriptor in found)
+
+    def call(self, channel: Any) -> Any:
+        """The method Predict, over bytes."""
+        return channel.unary_unary(_PREDICT)
+
+    def body(self, table: Table, rows: list[list[float]], num_samples: int, seed: int) -> bytes:
+        request = self._request()
+        request.model_spec.name = table.model
+        request.model_spec.signature_name = SIGNATURE
+        features = request.inputs[table.input]
+        features.dtype = _DT_FLOAT
+        for size in (len(rows), table.width):
+            features.tensor_shape.dim.add().size = size
+        features.tensor_content = _floats(rows)
+        request.inputs["num_samples"].dtype = _DT_INT32
+        request.inputs["num_samples"].int_val.append(num_samples)
+        request.inputs["seed"].dtype = _DT_INT64
+        request.inputs["seed"].int64_val.append(seed)
+        return request.SerializeToString()
+
+    def outputs(self, content: bytes) -> Outputs:
+        found: Outputs = {}
+        for name, tensor in self._response.FromString(content).outputs.items():
+            raw = tensor.tensor_content
+            flat = list(struct.unpack(f"<{len(raw) // 4}f", raw)) if raw else list(tensor.float_val)
+            found[name] = _shaped(flat, [dim.size for dim in tensor.tensor_shape.dim])
+        return found
+
+
+def predictions(outputs: Outputs, rows: int) -> list[dict[str, Any]]:
+    """The answers row by row in the form of the native ones; classes go by their numbers."""
+    for name, values in outputs.items():
+        if not isinstance(values, list) or len(values) != rows:
+            raise AnswerError(f"{name} is not a list of {rows}, one for each row")
+    if "probabilities" not in outputs:
+        return [{name: values[row] for name, values in outputs.items()} for row in range(rows)]
+    answers = []
+    for row in range(rows):
+        answer: dict[str, Any] = {
+            name: dict(enumerate_text(values[row])) if isinstance(values[row], list) else values[row]
+            for name, values in outputs.items()
+        }
+        best = max(answer["probabilities"], key=answer["probabilities"].__getitem__)
+        answers.append({"label": best, **answer})
+    return answers
+
+
+def enumerate_text(values: list[float]) -> list[tuple[str, float]]:
+    return [(str(index), value) for index, value in enumerate(values)]
+
+
+def _json(content: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise AnswerError(f"the answer is not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise AnswerError("the answer is not an object")
+    return found
+
+
+def _floats(rows: list[list[float]]) -> bytes:
+    flat = [value for row in rows for value in row]
+    return struct.pack(f"<{len(flat)}f", *flat)
+
+
+def _shaped(flat: list[Any], shape: list[int]) -> list[Any]:
+    """A flat list, or one that is nested already, by rows; answers here have one axis or two."""
+    if len(flat) != math.prod(shape):
+        if len(flat) == shape[0]:
+            return flat
+        raise AnswerError(f"{len(flat)} values, wanted shape {shape}")
+    if len(shape) == 1:
+        return flat
+    return [flat[start : start + shape[1]] for start in range(0, len(flat), shape[1])]
