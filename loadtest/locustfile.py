@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+from gevent.event import Event
 from locust import FastHttpUser, User, constant, events, task
 from locust.exception import StopUser
-from locust.runners import WorkerRunner
+from locust.runners import MasterRunner, WorkerRunner
 
 from loadtest import answers, rows, tensors
 from loadtest.arrivals import Schedule
+from loadtest.profile import spread
 from loadtest.server_metrics import read_totals
 
 # Most requests carry one row; some a handful, in which each row must be answered as if alone.
@@ -53,30 +55,45 @@ def add_options(parser: Any, **_: Any) -> None:
 def choose_users(environment: Any, **_: Any) -> None:
     mix = json.loads(environment.parsed_options.mix)
     environment.user_classes = [kind for kind in environment.user_classes if mix.get(kind.__name__)]
+    users = environment.parsed_options.num_users
     for kind in environment.user_classes:
         kind.weight = mix[kind.__name__]
+        if users:
+            # So that every process knows how many there are in all of them.
+            kind.fixed_count = spread(users, mix)[kind.__name__]
+    environment.schedules = {}
+    environment.may_begin = Event()
+    environment.events.spawning_complete.add_listener(lambda user_count, **_: draw_up_schedules(environment))
 
 
 @events.test_start.add_listener
 def prepare(environment: Any, **_: Any) -> None:
-    """Read the rows, and draw up each kind's own schedule: its share of the rate, and of that this process's."""
+    """Read the rows; watch the server."""
     options = environment.parsed_options
     path = Path(options.rows) if options.rows else None
     environment.rows = rows.choose(environment.host, path, options.target or None)
     if any(issubclass(kind, _TensorCaller) for kind in environment.user_classes):
         environment.table = tensors.check(environment.host, environment.rows)
         environment.vectors = [tensors.vector_of(row) for row in environment.rows]
-    environment.schedules = {}
-    if options.phases:
-        phases = json.loads(options.phases)
-        total = sum(kind.weight for kind in environment.user_classes)
-        for kind in environment.user_classes:
-            share = kind.weight / total / max(1, options.processes or 1)
-            name = f"{options.traffic_seed} {environment.runner.worker_index} {kind.__name__}"
-            environment.schedules[kind] = Schedule(phases, share, name)
     environment.timeline = []
     if not isinstance(environment.runner, WorkerRunner):
         gevent.spawn(_watch, environment)
+
+
+def draw_up_schedules(environment: Any) -> None:
+    """Each kind's own, once it is known how many of its users are here: as great a share of its rate is sent from here.
+
+    Locust deals users out to processes by turns, which may leave a process without one of some kind.
+    """
+    runner, options = environment.runner, environment.parsed_options
+    if options.phases and not isinstance(runner, MasterRunner) and not environment.may_begin.is_set():
+        phases = json.loads(options.phases)
+        total = sum(kind.weight for kind in environment.user_classes)
+        for kind in environment.user_classes:
+            here = runner.user_classes_count.get(kind.__name__, 0) / kind.fixed_count
+            name = f"{options.traffic_seed} {runner.worker_index} {kind.__name__}"
+            environment.schedules[kind] = Schedule(phases, kind.weight / total * here, name)
+    environment.may_begin.set()
 
 
 class _Caller:
@@ -93,6 +110,7 @@ class _Caller:
 
     def due(self) -> float:
         """Wait until the next request is due; when that was, which is past where all users were busy."""
+        self.environment.may_begin.wait()
         schedule = self.environment.schedules.get(type(self))
         if schedule is None:
             return time.perf_counter()

@@ -97,6 +97,14 @@ PROFILES = {
 }
 
 
+def spread(users: int, mix: dict[str, int]) -> dict[str, int]:
+    """How many users of each kind: in proportion to the weights, one at least, `users` together."""
+    counts = dict.fromkeys(mix, 1)
+    for _ in range(users - len(mix)):
+        counts[max(mix, key=lambda kind: mix[kind] / (counts[kind] + 1))] += 1
+    return counts
+
+
 def choose(
     name: str,
     *,

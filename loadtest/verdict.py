@@ -145,7 +145,12 @@ class Run:
             report = Path(folder) / "report.json"
             command = [sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE), "--headless", "--only-summary"]
             command += ["--loglevel", "WARNING", "--host", self.host, "--users", str(profile.users)]
-            command += ["--spawn-rate", str(profile.spawn_rate), "--run-time", f"{math.ceil(profile.seconds)}s"]
+            command += [
+                "--spawn-rate",
+                str(profile.spawn_rate),
+                "--run-time",
+                f"{math.ceil(profile.seconds + profile.users / profile.spawn_rate) + 1}s",
+            ]
             command += ["--stop-timeout", str(STOP_TIMEOUT_S), "--report", str(report), "--grpc", self.grpc]
             command += ["--phases", json.dumps([[phase.seconds, phase.rate] for phase in profile.phases])]
             command += ["--mix", json.dumps(profile.mix)]

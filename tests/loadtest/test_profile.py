@@ -9,7 +9,7 @@ import pytest
 
 from loadtest.arrivals import Schedule, arrivals
 from loadtest.errors import LoadTestError
-from loadtest.profile import PROFILES, Phase, choose
+from loadtest.profile import PROFILES, Phase, choose, spread
 
 
 def test_what_is_given_takes_the_place_of_the_profiles_own():
@@ -45,6 +45,12 @@ def test_unknown_profile_is_refused():
 def test_one_user_for_each_kind_of_request_at_least():
     with pytest.raises(LoadTestError, match="5 users: wanted at least 6"):
         choose("mixed", users=5)
+
+
+def test_users_are_spread_by_weight_and_no_kind_goes_without():
+    assert spread(8, {"a": 1, "b": 1}) == {"a": 4, "b": 4}
+    assert spread(10, {"a": 3, "b": 1}) == {"a": 8, "b": 2}
+    assert spread(3, {"a": 100, "b": 1, "c": 1}) == {"a": 1, "b": 1, "c": 1}
 
 
 def test_same_seed_same_arrivals_and_another_other_ones():

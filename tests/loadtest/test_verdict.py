@@ -98,7 +98,7 @@ def test_every_protocol_is_asked_and_agrees(trained_repository, tmp_path):
     verdict = json.loads(done.stdout)
     wrong = [error for error in verdict["errors"] if not error[0].startswith("all: p")]
     assert wrong == []
-    assert {endpoint["name"] for endpoint in verdict["endpoints"] if endpoint["requests"]} == {
+    assert {kind["name"] for kind in verdict["endpoints"] if kind["requests"]} == {
         "/predict",
         "/uncertainty",
         "/v1 predict",
