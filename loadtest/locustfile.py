@@ -285,8 +285,8 @@ def _watch(environment: Any) -> None:
         environment.timeline.append(
             {
                 "second": time.perf_counter() - begin,
-                "requests_per_second": total.current_rps,
-                "failures_per_second": total.current_fail_per_sec,
+                "requests": total.num_requests,
+                "failures": total.num_failures,
                 "p50_ms": percentile(0.5),
                 "p95_ms": percentile(0.95),
                 "p99_ms": percentile(0.99),

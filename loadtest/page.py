@@ -42,7 +42,7 @@ def _plots(verdict: Verdict, profile: Profile) -> list[tuple[str, Figure]]:
     seconds = [point["second"] for point in line]
     plots = [
         ("Latency, from the intended start", _latency(line, seconds, profile)),
-        ("Throughput", _throughput(line, seconds)),
+        ("Throughput", _throughput(line)),
     ]
     server = _server(line)
     if server:
@@ -66,10 +66,15 @@ def _latency(line: Sequence[dict[str, Any]], seconds: list[float], profile: Prof
     return figure
 
 
-def _throughput(line: Sequence[dict[str, Any]], seconds: list[float]) -> Figure:
-    figure, axes = _axes("requests/s, mean of 10 s")
-    axes.plot(seconds, [point["requests_per_second"] for point in line], color=BLUE, label="answered")
-    axes.plot(seconds, [point["failures_per_second"] for point in line], color=RED, label="of these, wrong or refused")
+def _throughput(line: list[dict[str, Any]]) -> Figure:
+    figure, axes = _axes("requests/s")
+    # Locust's workers report every three seconds: between reports nothing is known.
+    known = line[:1] + [after for before, after in itertools.pairwise(line) if after["requests"] > before["requests"]]
+    steps = list(itertools.pairwise(known))
+    seconds = [after["second"] for _, after in steps]
+    for name, colour, label in (("requests", BLUE, "answered"), ("failures", RED, "of these, wrong or refused")):
+        rates = [(after[name] - before[name]) / (after["second"] - before["second"]) for before, after in steps]
+        axes.plot(seconds, rates, color=colour, label=label)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.16))
     return figure
@@ -118,8 +123,7 @@ def _knee(verdict: Verdict, profile: Profile) -> Figure:
         axes.axhline(profile.thresholds.p99_ms, color=RED, linestyle=":", label="limit")
     if verdict.knee is not None:
         axes.axvline(verdict.knee, color=GREEN, linestyle=":", label=f"knee, {verdict.knee:,.0f}/s")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.set_ylim(bottom=0)
     axes.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.16))
     return figure
 
