@@ -48,17 +48,22 @@ class AnswerColumns:
         self._num_samples = num_samples
         self._columns: list[tuple[pa.Field, Callable[[Arrays], pa.Array]]] = []
         signature = manifest.signatures[MC_SAMPLE]
-        prefixes = tuple(output.prefix for output in manifest.outputs if output.prefix)
         for output in manifest.outputs:
             tensors = {
                 tensor.name.removeprefix(output.prefix): tensor
                 for tensor in signature.outputs
-                if (tensor.name.startswith(output.prefix) if output.prefix else not tensor.name.startswith(prefixes))
+                if tensor.name.startswith(output.prefix)
             }
             names = [name for name in FIRST if name in tensors]
             names += sorted(tensors.keys() - set(names))
             for name, kind, make in _of_output(output, {name: tensors[name] for name in names}):
                 self._columns.append((pa.field(f"{prefix}{output.prefix}{name}", kind), make))
+        # What is of the row and not of one of several outputs.
+        prefixes = tuple(output.prefix for output in manifest.outputs)
+        for tensor in signature.outputs:
+            if not tensor.name.startswith(prefixes):
+                kind = pa.from_numpy_dtype(np.dtype(tensor.dtype))
+                self._columns.append((pa.field(f"{prefix}{tensor.name}", kind), _element(tensor.name, None)))
         self._columns.append((pa.field(f"{prefix}{NUM_SAMPLES}", pa.int32()), self._drawn))
 
     @property

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.contract import Manifest, ModelInput
+from models.contract import Feature, Manifest, ModelInput
 from serving.errors import InvalidInstance, choices
 from serving.instances import InstanceReader
 from serving.scoring.errors import ScoreError
@@ -46,6 +46,10 @@ class _Column:
     input: str
     dtype: np.dtype
     nullable: bool
+    # As in `serving.instances`: a boolean in a float, so that NaN can say that it is missing; a category, of which the
+    # empty string says it.
+    is_boolean_number: bool = False
+    is_category: bool = False
 
 
 class RowReader:
@@ -58,17 +62,18 @@ class RowReader:
         self._is_text = is_text
         self._is_matrix = False
         self._columns = self._scalars(manifest, columns)
-        wanted: list[tuple[str, np.dtype | None]] = [(c.name, c.dtype) for c in self._columns]
-        wanted = wanted or [(item.name, None) for item in manifest.inputs]
-        missing = [name for name, _ in wanted if name not in columns.names]
+        wanted = [column.name for column in self._columns] or [item.name for item in manifest.inputs]
+        missing = [name for name in wanted if name not in columns.names]
         if missing:
             raise ScoreError(
                 f"{place}: no column {missing[0]!r}{_and_others(missing)}, found {choices(columns.names)}; "
-                f"wanted the columns of the model: {choices(name for name, _ in wanted)}"
+                f"wanted the columns of the model: {choices(wanted)}"
             )
-        for name, dtype in wanted:
-            if dtype is not None and not is_text and not _fits(columns.field(name).type, dtype):
-                raise ScoreError(f"{place}: column {name!r} is of type {columns.field(name).type}, wanted {dtype}")
+        for column in self._columns if not is_text else ():
+            kind = columns.field(column.name).type
+            if not _fits(kind, column):
+                wanted_kind = "bool" if column.is_boolean_number else column.dtype
+                raise ScoreError(f"{place}: column {column.name!r} is of type {kind}, wanted {wanted_kind}")
 
     def read(self, batch: pa.RecordBatch) -> tuple[list[Readable], dict[int, str]]:
         """Rows that the model can take, in groups of one shape, and reasons by place for the others."""
@@ -78,11 +83,7 @@ class RowReader:
         """The columns of a table, or of a vector that stands in the file as one column for each element."""
         if manifest.is_table:
             self._is_matrix = len(manifest.inputs) == 1 and len(manifest.inputs[0].shape) == 1
-            return [
-                _Column(feature.name, item.name, _dtype(item), feature.nullable)
-                for item in manifest.inputs
-                for feature in item.features or ()
-            ]
+            return [_column(feature, item) for item in manifest.inputs for feature in item.features or ()]
         item = manifest.inputs[0]
         if len(manifest.inputs) == 1 and item.name not in columns.names and item.shape == [len(columns.names)]:
             self._is_matrix = True
@@ -162,7 +163,17 @@ def _read_column(values: pa.Array, column: _Column) -> tuple[np.ndarray, np.ndar
         values = values.dictionary_decode()
     absent = pc.is_null(values).to_numpy(zero_copy_only=False)
     if column.dtype.kind == "O":
-        return np.array(values.fill_null("").to_pylist(), object), absent & (not column.nullable)
+        texts = np.array(values.fill_null("").to_pylist(), object)
+        if column.nullable:
+            return texts, np.zeros(len(texts), bool)
+        return texts, texts == "" if column.is_category else absent
+    if column.is_boolean_number and not pa.types.is_floating(values.type) and not pa.types.is_integer(values.type):
+        values = pc.cast(_parsed(values, pa.bool_()), pa.int8())
+        # Text that is no truth is none that is missing.
+        unreadable = _nulls(values) & ~absent
+        return values.cast(pa.float32()).fill_null(np.nan).to_numpy(zero_copy_only=False).astype(column.dtype), (
+            unreadable | (absent & (not column.nullable))
+        )
     if column.dtype.kind == "f":
         exact = _parsed(values, pa.float64())
         unreadable = pc.is_null(exact).to_numpy(zero_copy_only=False) & ~absent
@@ -171,7 +182,8 @@ def _read_column(values: pa.Array, column: _Column) -> tuple[np.ndarray, np.ndar
         with np.errstate(over="ignore"):
             narrow = numbers.astype(column.dtype)
         missing = np.isnan(numbers) & ~unreadable & column.nullable
-        return narrow, ~(np.isfinite(narrow) | missing)
+        fit = np.isin(numbers, (0, 1)) if column.is_boolean_number else np.isfinite(narrow)
+        return narrow, ~(fit | missing)
     if column.dtype.kind == "b":
         truths = _parsed(values, pa.bool_())
         return truths.fill_null(False).to_numpy(zero_copy_only=False), _nulls(truths)
@@ -201,8 +213,18 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _fits(found: pa.DataType, wanted: np.dtype) -> bool:
-    """Whether a typed column holds what an input of this type takes."""
+def _column(feature: Feature, item: ModelInput) -> _Column:
+    dtype = _dtype(item)
+    is_boolean_number = feature.kind == "boolean" and dtype.kind == "f"
+    is_category = feature.kind == "categorical"
+    return _Column(feature.name, item.name, dtype, feature.nullable, is_boolean_number, is_category)
+
+
+def _fits(found: pa.DataType, column: _Column) -> bool:
+    """Whether a typed column holds what the model's takes."""
+    wanted = column.dtype
+    if column.is_boolean_number and pa.types.is_boolean(found):
+        return True
     if pa.types.is_dictionary(found):
         found = found.value_type
     integer = bool(pa.types.is_integer(found)) and found != pa.uint64()

@@ -1,0 +1,159 @@
+"""Columns of files against a model's inputs: what is taken and refused is what the HTTP reader takes and refuses."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from models.contract import MC_SAMPLE, Feature, Manifest, ModelInput, ModelOutput, Signature, SignatureTensor
+from serving.errors import InvalidInstance
+from serving.instances import InstanceReader
+from serving.scoring.columns import AnswerColumns
+from serving.scoring.errors import ScoreError
+from serving.scoring.rows import RowReader
+
+KINDS = {"age": "float32", "visits": "int64", "member": "bool", "town": "string", "smokes": "float32"}
+
+
+def manifest(*, nullable: bool, outputs: list[ModelOutput] | None = None, tensors: dict | None = None) -> Manifest:
+    """A table of four types; `tensors`: what `mc_sample` gives, shapes by name."""
+    inputs = []
+    for name, dtype in KINDS.items():
+        kind = {"member": "boolean", "smokes": "boolean", "town": "categorical"}.get(name, "numeric")
+        may = nullable and dtype in ("float32", "string")
+        feature = Feature.model_validate({"name": name, "kind": kind, "nullable": may})
+        inputs.append(ModelInput(name=name, dtype=dtype, shape=[], features=[feature]))
+    given = [SignatureTensor(name=name, dtype=kind, shape=shape) for name, (kind, shape) in (tensors or {}).items()]
+    return Manifest(
+        name="people",
+        version=1,
+        created="2026-01-01",
+        inputs=inputs,
+        outputs=outputs or [],
+        stochastic_layers=[],
+        num_samples=100,
+        seed=0,
+        signatures={MC_SAMPLE: Signature(inputs=[], outputs=given)},
+        examples=[],
+        library_versions={},
+        files={},
+    )
+
+
+GOOD = {"age": 41.5, "visits": 3, "member": True, "town": "Bern", "smokes": False}
+# Per column: values of a Parquet file, and the text of a CSV file that is the same.
+TRIED: dict[str, list[tuple[Any, str | None]]] = {
+    "age": [(0.0, "0"), (-1e-3, "-1e-3"), (3.5e38, "3.5e38"), (None, None), (float("inf"), "inf"), (7.0, " 7 ")],
+    "visits": [(-4, "-4"), (2**40, str(2**40)), (None, None), (0, "0")],
+    "member": [(False, "false"), (None, None), (True, "True")],
+    "smokes": [(True, "true"), (False, "0"), (None, None)],
+    "town": [("", None), ("Zürich", "Zürich"), (None, None)],
+}
+TYPES = {"age": pa.float64(), "visits": pa.int64(), "member": pa.bool_(), "town": pa.string(), "smokes": pa.bool_()}
+
+
+def over_http(made: Manifest, row: dict) -> dict[str, np.ndarray] | str:
+    """What the server makes of the row: arrays, or why not."""
+    try:
+        return InstanceReader(made).read([row])
+    except InvalidInstance as error:
+        return f"found {error.found}, wanted {error.wanted}"
+
+
+@pytest.mark.parametrize("nullable", [False, True])
+@pytest.mark.parametrize("column", KINDS)
+def test_typed_columns_are_taken_and_refused_as_over_http(nullable, column):
+    made = manifest(nullable=nullable)
+    rows = [GOOD | {column: value} for value, _ in TRIED[column]]
+    batch = pa.RecordBatch.from_pylist(rows, schema=pa.schema(list(TYPES.items())))
+    found, reasons = RowReader(made, batch.schema, "file", is_text=False).read(batch)
+    taken = {int(place): place_in for group in found for place_in, place in enumerate(group.places)}
+    for number, row in enumerate(rows):
+        wanted = over_http(made, row)
+        if isinstance(wanted, str):
+            assert wanted in reasons[number]
+            continue
+        for name, array in wanted.items():
+            np.testing.assert_array_equal(found[0].inputs[name][taken[number]], array[0])
+    assert len(taken) + len(reasons) == len(rows)
+
+
+@pytest.mark.parametrize("nullable", [False, True])
+@pytest.mark.parametrize("column", [name for name in KINDS if name != "town"])
+def test_text_is_taken_where_the_value_that_it_stands_for_is(nullable, column):
+    made = manifest(nullable=nullable)
+    good = {"age": "41.5", "visits": "3", "member": "true", "town": "Bern", "smokes": "0"}
+    texts = pa.RecordBatch.from_pylist(
+        [good | {column: text} for _, text in TRIED[column]], schema=pa.schema([(name, pa.string()) for name in KINDS])
+    )
+    values = pa.RecordBatch.from_pylist(
+        [GOOD | {column: value} for value, _ in TRIED[column]], schema=pa.schema(list(TYPES.items()))
+    )
+    [of_text], refused = RowReader(made, texts.schema, "file", is_text=True).read(texts)
+    [of_values], refused_values = RowReader(made, values.schema, "file", is_text=False).read(values)
+    assert refused.keys() == refused_values.keys()
+    for name in KINDS:
+        np.testing.assert_array_equal(of_text.inputs[name], of_values.inputs[name])
+
+
+@pytest.mark.parametrize("text", ["1,5", "1_000", "0x10", "one", "--1", "1e", "True", "[1]", "1 2"])
+def test_text_that_is_no_number_is_refused(text):
+    row = {"age": text, "visits": text, "member": "true", "town": "Bern", "smokes": "0"}
+    batch = pa.RecordBatch.from_pylist([row], schema=pa.schema([(name, pa.string()) for name in KINDS]))
+    found, reasons = RowReader(manifest(nullable=True), batch.schema, "file", is_text=True).read(batch)
+    assert found == []
+    assert 'feature "age"' in reasons[0]
+
+
+def test_columns_of_another_type_are_refused_at_once():
+    columns = pa.schema([("age", pa.string()), *list(TYPES.items())[1:]])
+    with pytest.raises(ScoreError, match="column 'age' is of type string, wanted float32"):
+        RowReader(manifest(nullable=False), columns, "file", is_text=False)
+
+
+def test_what_a_calibrated_model_with_two_outputs_gives_is_all_there():
+    outputs = [
+        ModelOutput(name="kind", prefix="kind_", task="classification", shape=[2], labels=["cat", "dog"]),
+        ModelOutput(name="weight", prefix="weight_", task="regression", shape=[]),
+    ]
+    tensors = {
+        "kind_probabilities": ("float32", [None, 2]),
+        "kind_std": ("float32", [None, 2]),
+        "kind_prediction_set": ("bool", [None, 2]),
+        "kind_abstain": ("bool", [None]),
+        "weight_mean": ("float32", [None]),
+        "weight_interval_lower": ("float32", [None]),
+        "novelty": ("float32", [None]),
+    }
+    columns = AnswerColumns(manifest(nullable=False, outputs=outputs, tensors=tensors), "p_", 30)
+    arrays = {
+        name: np.arange(3 * math.prod(shape[1:])).reshape([3, *shape[1:]]).astype(kind)
+        for name, (kind, shape) in tensors.items()
+    }
+    found = dict(zip([field.name for field in columns.fields], columns.make(arrays), strict=True))
+    assert list(found) == [
+        f"p_{name}"
+        for name in (
+            "kind_label",
+            "kind_probability_cat",
+            "kind_probability_dog",
+            "kind_std",
+            "kind_std_cat",
+            "kind_std_dog",
+            "kind_abstain",
+            "kind_prediction_set_cat",
+            "kind_prediction_set_dog",
+            "weight_mean",
+            "weight_interval_lower",
+            "novelty",
+            "num_samples",
+        )
+    ]
+    assert found["p_kind_label"].to_pylist() == ["dog"] * 3
+    assert found["p_kind_prediction_set_cat"].to_pylist() == [False, True, True]
+    assert found["p_kind_std"].to_pylist() == [1.0, 3.0, 5.0]
+    assert found["p_num_samples"].to_pylist() == [30] * 3
