@@ -86,7 +86,7 @@ def test_typed_columns_are_taken_and_refused_as_over_http(nullable, column):
 @pytest.mark.parametrize("column", [name for name in KINDS if name != "town"])
 def test_text_is_taken_where_the_value_that_it_stands_for_is(nullable, column):
     made = manifest(nullable=nullable)
-    good = {"age": "41.5", "visits": "3", "member": "true", "town": "Bern", "smokes": "0"}
+    good: dict[str, str | None] = {"age": "41.5", "visits": "3", "member": "true", "town": "Bern", "smokes": "0"}
     texts = pa.RecordBatch.from_pylist(
         [good | {column: text} for _, text in TRIED[column]], schema=pa.schema([(name, pa.string()) for name in KINDS])
     )
@@ -120,7 +120,7 @@ def test_what_a_calibrated_model_with_two_outputs_gives_is_all_there():
         ModelOutput(name="kind", prefix="kind_", task="classification", shape=[2], labels=["cat", "dog"]),
         ModelOutput(name="weight", prefix="weight_", task="regression", shape=[]),
     ]
-    tensors = {
+    tensors: dict[str, tuple[str, list[Any]]] = {
         "kind_probabilities": ("float32", [None, 2]),
         "kind_std": ("float32", [None, 2]),
         "kind_prediction_set": ("bool", [None, 2]),
