@@ -61,7 +61,7 @@ def fit(
     tf.config.experimental.enable_op_determinism()
 
     preprocessor = Preprocessor.fit(data, train_rows)
-    target, mean, scale = _target(data, train_rows)
+    target, mean, scale = targets(data, train_rows)
     inputs = preprocessor.inputs()
     encoded = preprocessor.layers(inputs)
     output = answer(encoded, data, recipe)
@@ -76,7 +76,7 @@ def fit(
     # Many steps in one call of the graph: a step of these nets costs less than its Python.
     network.compile(optimizer=optimizer(recipe), loss=loss(data), steps_per_execution=steps, jit_compile=False)
     watched: list[float] = []
-    callbacks = [] if on_epoch is None else [_report(on_epoch)]
+    callbacks = [] if on_epoch is None else [report(on_epoch)]
     if watch is not None:
         rows = watch[:_WATCHED]
         callbacks.append(_watch(network, loss(data), network_input(rows), target[rows], watched))
@@ -94,7 +94,7 @@ def fit(
     return Fitted(trained, [float(value) for value in history.history["loss"]], watched)
 
 
-def _target(data: Dataset, train_rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], float, float]:
+def targets(data: Dataset, train_rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], float, float]:
     """What the networks learn: float32 [N], a regression target standardised; and its training mean and scale."""
     y = data.y.astype(np.float32)
     if data.task == "classification":
@@ -130,7 +130,7 @@ def optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
     return keras.optimizers.SGD(recipe.learning_rate, momentum=recipe.momentum)
 
 
-def _report(on_epoch: OnEpoch) -> keras.callbacks.Callback:
+def report(on_epoch: OnEpoch) -> keras.callbacks.Callback:
     return keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: on_epoch(epoch + 1, float(logs["loss"])))
 
 

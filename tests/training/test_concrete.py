@@ -1,0 +1,80 @@
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+
+from training.concrete import LENGTH_SCALE, concrete, learn_rates
+from training.datasets import load
+from training.networks import answer
+from training.recipes import DEFAULTS
+from training.splits import split
+
+
+def network(name, **changes):
+    data = load(name)
+    chosen = replace(DEFAULTS[name], visible_dropout=0.2, hidden_dropout=0.4, **changes)
+    inputs = keras.Input(data.x.shape[1:])
+    return keras.Model(inputs, answer(inputs, data, chosen)), data
+
+
+@pytest.mark.parametrize("name", ["wine", "digits"])
+def test_every_dropout_is_exchanged_and_two_rates_are_learned(name):
+    plain, _ = network(name)
+    clone, logits = concrete(plain, 100, 0)
+    assert set(logits) == {"visible", "hidden"}
+    np.testing.assert_allclose(keras.ops.sigmoid(logits["visible"]), 0.2, atol=1e-6)
+    np.testing.assert_allclose(keras.ops.sigmoid(logits["hidden"]), 0.4, atol=1e-6)
+    names = [layer.name for layer in plain.layers if isinstance(layer, keras.layers.Dropout)]
+    assert [layer.name for layer in clone.layers if type(layer).__name__ == "ConcreteDropout"] == names
+    assert sum(variable is logit for variable in clone.trainable_variables for logit in logits.values()) == 2
+
+
+def test_the_added_loss_is_the_paper_s():
+    """Entropy of the masks and prior of the weights, written out in NumPy."""
+    plain, data = network("wine", hidden_units=(4,))
+    clone, _ = concrete(plain, 100, 0)
+    clone(data.x[:5], training=True)
+    kernels = {layer.name: np.array(layer.kernel) for layer in clone.layers if hasattr(layer, "kernel")}
+    expected = 0.0
+    for rate, units, kernel in [(0.2, 13, kernels["hidden_1"]), (0.4, 4, kernels["output"])]:
+        expected += units * (rate * np.log(rate) + (1 - rate) * np.log(1 - rate)) / 100
+        expected += LENGTH_SCALE**2 * np.square(kernel).sum() / (2 * (1 - rate) * 100)
+    assert float(sum(clone.losses)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_relaxed_masks_have_the_mean_of_dropout_and_are_off_outside_of_training():
+    plain, data = network("wine", hidden_units=(4,))
+    clone, _ = concrete(plain, 100, 0)
+    layer = clone.get_layer("visible_dropout")
+    ones = np.ones((20_000, 13), np.float32)
+    masked = np.array(layer(ones, training=True))
+    # The relaxation is nearly a mask: its mean share of zeros is the rate.
+    assert (masked < 0.01).mean() == pytest.approx(0.2, abs=0.03)
+    assert masked.mean() == pytest.approx(1, abs=0.01)
+    np.testing.assert_array_equal(layer(ones, training=False), ones)
+    clone.set_weights([*clone.get_weights()])
+
+
+def test_more_rows_are_worth_less_dropout():
+    """The paper's figure 2: with data, epistemic uncertainty and with it the rate goes down."""
+    data = load("digits")
+    chosen = replace(DEFAULTS["digits"], architecture="dense", visible_dropout=0.1, learning_rate=0.01, epochs=60)
+    few = learn_rates(data, np.arange(60), replace(chosen, epochs=600), seed=0)
+    many = learn_rates(data, np.arange(1200), replace(chosen, epochs=30), seed=0)
+    assert many.hidden_dropout < few.hidden_dropout
+    assert many.visible_dropout < few.visible_dropout
+
+
+def test_only_training_rows_and_the_seed_matter():
+    data = load("wine")
+    rows = split(data.y, data.task)
+    spoilt = replace(data, x=data.x.copy(), y=data.y.copy())
+    spoilt.x[rows.test] += 1000
+    spoilt.y[rows.test] = 0
+    chosen = replace(DEFAULTS["wine"], epochs=10)
+    first = learn_rates(data, rows.train, chosen, seed=1)
+    assert first == learn_rates(spoilt, rows.train, chosen, seed=1)
+    assert (first.visible_dropout, first.hidden_dropout) != (0.1, 0.2)
+    # Nowhere but where the recipe has dropout.
+    assert learn_rates(data, rows.train, replace(chosen, visible_dropout=0.0), seed=1).visible_dropout == 0
