@@ -120,6 +120,9 @@ def train(
     compare: Annotated[
         bool, typer.Option("--compare", help="Set the nets without dropout, and with it in one place only, beside it.")
     ] = False,
+    concrete: Annotated[
+        bool, typer.Option("--concrete", help="Learn the rates (Concrete Dropout) where the recipe has dropout.")
+    ] = False,
     repository: Repository = Path("artifacts"),
     as_json: Json = False,
 ) -> None:
@@ -140,6 +143,7 @@ def train(
         seed=seed,
         num_samples=num_samples,
         compare=compare,
+        concrete=concrete,
         repository=repository,
     )
     with quiet_start():

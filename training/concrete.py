@@ -19,6 +19,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 from training.datasets import Dataset
+from training.errors import InputError
 from training.fit import OnEpoch, batches, loss, optimizer, report, targets
 from training.networks import answer
 from training.preprocessing import Preprocessor
@@ -35,7 +36,14 @@ LEAST_RATE = 0.01
 MOST_RATE = 0.9
 
 
-@keras.saving.register_keras_serializable("dropserve")
+class RatesVanished(InputError):
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"{name}: Concrete Dropout learned rates below {LEAST_RATE}, so that there is nothing to draw; "
+            "wanted fewer --epochs, or rates of --visible-dropout and --hidden-dropout without --concrete"
+        )
+
+
 class ConcreteDropout(keras.layers.Layer):
     """Dropout whose rate is `sigmoid(logit)`; adds the masks' entropy to the loss, by the number of training rows."""
 

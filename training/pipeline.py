@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from models.bento_store import import_artifact
 from models.contract import DEFAULT_SEED, Manifest, TrainingData, read_manifest
 from training import model_report
 from training.comparison import Variant, alternatives, fit_variant, place
+from training.concrete import RatesVanished, learn_rates
 from training.datasets import Dataset
 from training.evaluation import evaluate_artifact, evaluate_constant
 from training.model_report import Evidence
@@ -43,6 +44,8 @@ def train(plan: Plan, reporter: Reporter) -> Published:
     data = plan.data
     rows = split(data.y, data.task)
     described = training_data(data, rows)
+    if plan.concrete:
+        plan = learned(plan, rows, reporter)
     chosen = fit_variant(place(plan.recipe), plan.recipe, data, rows, plan.seed, reporter)
     beside = [
         fit_variant(name, recipe, data, rows, plan.seed, reporter)
@@ -75,6 +78,7 @@ def train(plan: Plan, reporter: Reporter) -> Published:
             training={
                 **asdict(plan.recipe),
                 "seed": plan.seed,
+                "concrete": plan.concrete,
                 "final_loss": chosen.losses[-1],
                 "comparison": [variant.summary() for variant in beside],
             },
@@ -86,6 +90,15 @@ def train(plan: Plan, reporter: Reporter) -> Published:
     return Published(
         folder, tag, read_manifest(folder), described, data.ignored, [chosen, *beside], mc_metrics, constant_metrics
     )
+
+
+def learned(plan: Plan, rows: Split, reporter: Reporter) -> Plan:
+    """The plan with the rates that Concrete Dropout learns on the training rows; raises RatesVanished."""
+    with reporter.epochs(f"{plan.data.name}, learning the rates", plan.recipe.epochs) as on_epoch:
+        recipe = learn_rates(plan.data, rows.train, plan.recipe, seed=plan.seed, on_epoch=on_epoch)
+    if not recipe.is_stochastic:
+        raise RatesVanished(plan.data.name)
+    return replace(plan, recipe=recipe)
 
 
 def training_data(data: Dataset, rows: Split) -> TrainingData:

@@ -51,6 +51,8 @@ class Plan:
     num_samples: int
     # Whether the nets without dropout, and with dropout in one place only, are fitted too, to set their figures beside.
     compare: bool
+    # Whether the rates are learned by Concrete Dropout where the recipe has dropout.
+    concrete: bool = False
 
 
 def plan(
@@ -67,6 +69,7 @@ def plan(
     hidden_dropout: float | None = None,
     epochs: int | None = None,
     compare: bool = False,
+    concrete: bool = False,
 ) -> Plan:
     """Check the request and load its data. None stands for the data set's default.
 
@@ -80,7 +83,7 @@ def plan(
     chosen = changed(recipe_of(loaded), visible_dropout=visible_dropout, hidden_dropout=hidden_dropout, epochs=epochs)
     if not chosen.is_stochastic:
         raise NothingStochastic(data)
-    return Plan(loaded, name, repository, chosen, seed, num_samples, compare)
+    return Plan(loaded, name, repository, chosen, seed, num_samples, compare, concrete)
 
 
 def dataset(data: str, target: str | None = None, types: Sequence[str] = (), task: Task | None = None) -> Dataset:
