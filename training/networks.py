@@ -55,13 +55,7 @@ def dense(encoded: Any, recipe: Recipe) -> Any:
     no known one) and not at a raw 0 far outside the data. Images become rows of pixels.
     """
     hidden = encoded if len(encoded.shape) == 2 else keras.layers.Flatten(name="flatten")(encoded)
-    hidden = visible_dropout(hidden, recipe)
-    for number, units in enumerate(recipe.hidden_units, start=1):
-        hidden = keras.layers.Dense(
-            units, activation="relu", kernel_constraint=max_norm(recipe), name=f"hidden_{number}"
-        )(hidden)
-        hidden = hidden_dropout(hidden, recipe, f"hidden_{number}_dropout")
-    return hidden
+    return hidden_layers(visible_dropout(hidden, recipe), recipe)
 
 
 def convolutional(encoded: Any, recipe: Recipe) -> Any:
@@ -75,7 +69,10 @@ def convolutional(encoded: Any, recipe: Recipe) -> Any:
         hidden = keras.layers.MaxPooling2D(2, name=f"pooling{suffix}")(convolution(hidden))
         hidden = hidden_dropout(hidden, recipe, f"convolution_dropout{suffix}")
         number += 1
-    hidden = keras.layers.Flatten(name="flatten")(hidden)
+    return hidden_layers(keras.layers.Flatten(name="flatten")(hidden), recipe)
+
+
+def hidden_layers(hidden: Any, recipe: Recipe) -> Any:
     for number, units in enumerate(recipe.hidden_units, start=1):
         hidden = keras.layers.Dense(
             units, activation="relu", kernel_constraint=max_norm(recipe), name=f"hidden_{number}"
