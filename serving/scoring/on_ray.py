@@ -40,9 +40,8 @@ class Worker:
 
 def engine(address: str | None) -> Engine:
     """Ray on this machine (None), or at an address as `ray.init` takes it; raises ScoreError where Ray is not there."""
-    # Nothing is told to anybody; and Ray's core, in C++, would write of every worker that ends on the user's terminal.
+    # Nothing is told to anybody.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
         import ray.data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -348,8 +349,9 @@ def test_ray_gives_what_this_process_gives(trained, score, table, tmp_path):
         assert_same(pq.read_table(tmp_path / "ray" / name), pq.read_table(tmp_path / "here" / name))
     refused = dropserve(*command[:2], tmp_path / "strict", *command[3:], "--strict", cwd=tmp_path, check=False)
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert len(refused.stderr.strip().splitlines()) == 1
-    assert "row 120" in refused.stderr
+    # Ray's core may log a worker that was busy at the end, "[2026-...] core_worker.cc: ...", whatever it is told.
+    [line] = [line for line in refused.stderr.strip().splitlines() if not re.match(r"\[\d{4}-", line)]
+    assert "row 120" in line
 
 
 @pytest.mark.parametrize(
