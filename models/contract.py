@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -49,6 +50,9 @@ DEFAULT_SEED = 0
 MIN_NUM_SAMPLES = 2
 # Positions in a stream of draws are counted in 63 bits; int32 is what the signature takes.
 MAX_NUM_SAMPLES = 2**31 - 1
+
+# Of prediction sets and intervals, where none is asked for.
+DEFAULT_COVERAGE = 0.9
 
 # Levels of the quantiles of an UncertaintyReference: ten bins of equal weight.
 REFERENCE_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -138,9 +142,12 @@ class Signature(_Typed):
     outputs: list[SignatureTensor]
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
 def _ascending(values: list[float]) -> list[float]:
     if any(later < earlier for earlier, later in itertools.pairwise(values)):
-        raise ValueError("quantiles that do not ascend")
+        raise ValueError("numbers that do not ascend")
     return values
 
 
@@ -164,8 +171,113 @@ class UncertaintyReference(_Typed):
     mutual_information: Quantiles | None = None
     # Regression with one number a row; in the target's unit.
     epistemic_std: Quantiles | None = None
+    # Distance in the deterministic prefix's features; 1 is the median of the rows that the features were fitted on.
+    novelty: Quantiles | None = None
     # Share of the calibration rows on which the answer was withheld.
-    abstention_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    abstention_share: Share | None = None
+
+
+class Temperature(_Typed):
+    """Every draw's probabilities are raised to 1 / value and normalised anew, in the graph of the MC signatures.
+
+    It is applied only where it made the negative log-likelihood better in a cross-validation over the calibration rows;
+    elsewhere `value` is 1 and the figures say why.
+    """
+
+    kind: Literal["temperature"] = "temperature"
+    value: Annotated[float, Field(gt=0)]
+    # Mean negative log-likelihood of the served mean of the draws, nats: as trained, and cross-validated with it.
+    nll_before: float
+    nll_after: float
+    # Expected calibration error in 15 bins of equal width, likewise.
+    ece_before: float
+    ece_after: float
+
+
+class Noise(_Typed):
+    """What the draws do not vary with: the target's own noise, in the target's unit, in the graph of the MC signatures.
+
+    std is None where the network has a variance head of its own, whose standard deviation is multiplied by `scale`;
+    elsewhere it is the noise of every row, and `scale` is 1.
+    """
+
+    kind: Literal["noise"] = "noise"
+    std: Annotated[float, Field(ge=0)] | None
+    scale: Annotated[float, Field(gt=0)] = 1.0
+    # Mean negative log-likelihood of the calibration rows, cross-validated: with the residuals' root mean square as the
+    # only noise (for a head: with scale 1), and as served.
+    nll_before: float
+    nll_after: float
+
+
+class ConformalScores(_Typed):
+    """Scores of the calibration rows, from which a prediction set of any coverage follows (split conformal prediction).
+
+    lac: 1 - probability of the true class (Sadinle, Lei & Wasserman 2019). aps: sum of the probabilities of the classes
+    that are at least as probable as the true one (Romano, Sesia & Candes 2020, without randomisation). interval:
+    |target - mean| / std. A class (or a value) belongs to the set where its own score is at most `threshold(coverage)`.
+    """
+
+    kind: Literal["lac", "aps", "interval"]
+    # Ascending. One list for all rows; with `by_class` one for each label's rows, in the labels' order.
+    scores: list[Annotated[list[FiniteFloat], AfterValidator(_ascending)]]
+    by_class: bool = False
+
+    def thresholds(self, coverage: float) -> list[float]:
+        """The score of rank ceil((n + 1) coverage) of each list; infinite where its rows are too few for the coverage.
+
+        An infinite threshold is the full set: the guarantee holds, and says nothing.
+        """
+        found = []
+        for scores in self.scores:
+            # Rounded, so that 0.9 * 10 is 9 and not a little more.
+            rank = math.ceil(round((len(scores) + 1) * coverage, 9))
+            found.append(scores[rank - 1] if rank <= len(scores) else math.inf)
+        return found
+
+    def rows_wanted(self, coverage: float) -> int:
+        """The fewest calibration rows that can show this coverage."""
+        return math.ceil(round(coverage / (1 - coverage), 9))
+
+
+class Abstention(_Typed):
+    """When an answer is withheld: a statistic beyond its threshold.
+
+    confidence: the largest of the mean probabilities, withheld below the threshold; std: the predictive standard
+    deviation, withheld above it. Without `max_error` the threshold withholds the most uncertain twentieth of the
+    calibration rows, and promises nothing.
+    """
+
+    statistic: Literal["confidence", "std"]
+    threshold: FiniteFloat
+    # Promise: among answers that are given at most this share is wrong ...
+    max_error: Share | None = None
+    # ... which holds with this probability over the draw of the calibration rows.
+    confidence: Share | None = None
+    # On the calibration rows: the share of answers given, and the share of those that was wrong (classification).
+    answered_share: Share
+    error: Share | None = None
+
+
+class OutputCalibration(_Typed):
+    """One output's calibration. What its shape or its rows do not allow is absent."""
+
+    fit: Temperature | Noise | None = Field(None, discriminator="kind")
+    conformal: ConformalScores | None = None
+    abstention: Abstention | None = None
+    reference: UncertaintyReference = UncertaintyReference()
+    # One sentence for each thing that people must know: what stayed off and why, what is guaranteed for too few rows.
+    warnings: list[str] = []
+
+
+class Calibration(_Typed):
+    """What was learned from held-out rows, with the draws that are served: the artifact's num_samples and seed."""
+
+    rows: Annotated[int, Field(ge=1)]
+    # Coverage of the signatures' `prediction_set` or interval, and of answers to requests that name none.
+    coverage: Annotated[float, Field(gt=0, lt=1)] = DEFAULT_COVERAGE
+    # By the output's name.
+    outputs: dict[str, OutputCalibration]
 
 
 class TrainingData(_Typed):
@@ -210,7 +322,7 @@ class Manifest(_Typed):
     precision: Precision = "float32"
     signatures: dict[str, Signature]
     # Absent until the artifact is calibrated on held-out rows.
-    calibration: dict[str, Any] | None = None
+    calibration: Calibration | None = None
     # Figures on held-out rows: {"test": {"accuracy": ...}, ...}.
     metrics: dict[str, dict[str, float]] = {}
     training_data: TrainingData | None = None
@@ -229,23 +341,9 @@ class Manifest(_Typed):
         """Whether the rows are a table's: `features` in one tensor, or one tensor a column."""
         return all(item.features is not None for item in self.inputs)
 
-    def reference(self, output: ModelOutput) -> UncertaintyReference | None:
-        """How uncertain the output's answers were on the calibration rows; None where nobody measured it.
-
-        It stands under `calibration["reference"]`: the object itself for a single output, one for each output's name
-        where there are several. Raises ArtifactError where it is not as it should be.
-        """
-        found = (self.calibration or {}).get("reference")
-        if found is not None and len(self.outputs) > 1:
-            found = found.get(output.name) if isinstance(found, dict) else ""
-        if found is None:
-            return None
-        try:
-            return UncertaintyReference.model_validate(found)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in ("calibration", "reference", *first["loc"]))
-            raise ArtifactError(f"{MANIFEST_FILE}, at {where}: {first['msg']}; publish the artifact again") from error
+    def calibrated(self, output: ModelOutput) -> OutputCalibration | None:
+        """What the calibration rows say of one output; None where there were none."""
+        return self.calibration.outputs.get(output.name) if self.calibration is not None else None
 
 
 def check_name(name: str) -> str:

@@ -208,9 +208,10 @@ class Metrics(Collector):
         """A version may answer: its windows stand ready, for other workers' rows too."""
         self.count("dropserve_reloads", (model.name, "loaded"), 1)
         for output in model.manifest.outputs:
-            reference = model.manifest.reference(output)
-            if reference is None:
+            calibrated = model.manifest.calibrated(output)
+            if calibrated is None:
                 continue
+            reference = calibrated.reference
             labels = (*model.identity, output.name)
             for statistic, _ in watched(output):
                 quantiles = getattr(reference, statistic)

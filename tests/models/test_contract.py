@@ -1,9 +1,12 @@
 """The artifact's seal: any file missing, truncated or altered is refused by one line that names it."""
 
 import json
+import math
 import shutil
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from models.contract import (
     HDF5_FILE,
@@ -12,6 +15,8 @@ from models.contract import (
     SAVED_MODEL_FILE,
     WARMUP_FILE,
     ArtifactError,
+    Calibration,
+    ConformalScores,
     Manifest,
     check_name,
     manifest_bytes,
@@ -127,22 +132,20 @@ def test_a_manifest_survives_a_round_trip(tiny, tmp_path):
 DECILES = [0.0, 0.1, 0.1, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.69]
 
 
-def test_the_uncertainty_reference_is_found_by_output(tiny):
+def calibration(**of_output: Any) -> dict[str, Any]:
+    return {"rows": 10, "outputs": {"first": of_output}}
+
+
+def test_calibration_is_found_by_output(tiny):
     (output,) = tiny.manifest.outputs
-    assert tiny.manifest.model_copy(update={"calibration": None}).reference(output) is None
-    one = tiny.manifest.model_copy(update={"calibration": {"reference": {"predictive_entropy": DECILES}}})
-    found = one.reference(output)
+    assert tiny.manifest.model_copy(update={"calibration": None}).calibrated(output) is None
+    made = Calibration.model_validate(calibration(reference={"predictive_entropy": DECILES}))
+    manifest = tiny.manifest.model_copy(update={"calibration": made})
+    found = manifest.calibrated(output.model_copy(update={"name": "first"}))
     assert found is not None
-    assert found.predictive_entropy == DECILES
-    assert found.mutual_information is None
-    # Two outputs: grouped by name, and one of them may have none.
-    first, second = (output.model_copy(update={"name": name, "prefix": f"{name}_"}) for name in ("first", "second"))
-    grouped = {"reference": {"first": {"mutual_information": DECILES}}}
-    several = tiny.manifest.model_copy(update={"outputs": [first, second], "calibration": grouped})
-    assert several.reference(first) == found.model_copy(
-        update={"predictive_entropy": None, "mutual_information": DECILES}
-    )
-    assert several.reference(second) is None
+    assert found.reference.predictive_entropy == DECILES
+    assert found.reference.mutual_information is None
+    assert manifest.calibrated(output.model_copy(update={"name": "second"})) is None
 
 
 @pytest.mark.parametrize(
@@ -150,10 +153,30 @@ def test_the_uncertainty_reference_is_found_by_output(tiny):
     [{"predictive_entropy": DECILES[:5]}, {"predictive_entropy": DECILES[::-1]}, {"entropy": DECILES}, [DECILES]],
     ids=["too few", "falling", "unknown", "a list"],
 )
-def test_an_uncertainty_reference_that_is_not_as_it_should_be_is_refused(tiny, reference):
-    manifest = tiny.manifest.model_copy(update={"calibration": {"reference": reference}})
-    with pytest.raises(ArtifactError, match=r"manifest\.json, at calibration\.reference"):
-        manifest.reference(manifest.outputs[0])
+def test_an_uncertainty_reference_that_is_not_as_it_should_be_is_refused(reference):
+    with pytest.raises(ValidationError, match=r"outputs\.first\.reference"):
+        Calibration.model_validate(calibration(reference=reference))
+
+
+@pytest.mark.parametrize(
+    ("coverage", "rank"),
+    # ceil((n + 1) coverage) of 9 scores; 0.95 would need 19 rows.
+    [(0.1, 1), (0.5, 5), (0.55, 6), (0.8, 8), (0.9, 9), (0.91, None), (0.95, None)],
+)
+def test_thresholds_are_the_scores_of_the_finite_sample_rank(coverage, rank):
+    scores = ConformalScores(kind="lac", scores=[[0.1 * place for place in range(1, 10)], [0.5]], by_class=True)
+    wanted = math.inf if rank is None else 0.1 * rank
+    assert scores.thresholds(coverage) == [wanted, 0.5 if coverage <= 0.5 else math.inf]
+
+
+@pytest.mark.parametrize(("coverage", "rows"), [(0.5, 1), (0.8, 4), (0.9, 9), (0.95, 19), (0.99, 99)])
+def test_rows_that_a_coverage_wants(coverage, rows):
+    def threshold(count: int) -> float:
+        return ConformalScores(kind="lac", scores=[[0.0] * count]).thresholds(coverage)[0]
+
+    assert ConformalScores(kind="lac", scores=[[]]).rows_wanted(coverage) == rows
+    assert threshold(rows) == 0
+    assert threshold(rows - 1) == math.inf
 
 
 @pytest.mark.parametrize("name", ["sonar", "a", "a" * 63, "0.9-b_c"])

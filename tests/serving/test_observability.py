@@ -15,7 +15,7 @@ import tensorflow as tf
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from models.contract import REFERENCE_LEVELS
+from models.contract import REFERENCE_LEVELS, Calibration
 from serving.drift import bins, stability_index
 from tests.process import Served, bentoml_serve, free_port
 from tests.serving.samples import samples, total
@@ -71,7 +71,9 @@ def reference(default_answers) -> dict[str, list[float]]:
 @pytest.fixture(scope="module")
 def repository(trained, reference, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("watched")
-    publish_as(trained.folder, root, 1, calibration={"reference": reference})
+    output = trained.manifest.outputs[0].name
+    calibration = Calibration.model_validate({"rows": 42, "outputs": {output: {"reference": reference}}})
+    publish_as(trained.folder, root, 1, calibration=calibration)
     return root
 
 
