@@ -262,7 +262,7 @@ class Abstention(_Typed):
 class OutputCalibration(_Typed):
     """One output's calibration. What its shape or its rows do not allow is absent."""
 
-    fit: Temperature | Noise | None = Field(None, discriminator="kind")
+    fit: Temperature | Noise | None = Field(default=None, discriminator="kind")
     conformal: ConformalScores | None = None
     abstention: Abstention | None = None
     reference: UncertaintyReference = UncertaintyReference()

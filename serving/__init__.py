@@ -7,6 +7,7 @@ Read in this order:
 - `graph`      TensorFlow, and it alone;  `runtime` one loaded artifact on it: NumPy arrays in, NumPy arrays out
 - `batcher`    rows of concurrent requests put into one call, bounded and never blocking the event loop for long
 - `core`       what every protocol calls: models, predictions, uncertainty
+- `prediction_sets`  what calibration rows guarantee, at any coverage; which answers are withheld
 - `instances`  JSON instances -> arrays;  `answers`  arrays -> JSON objects
 - `web`        HTTP requests and answers on plain ASGI; `native`, `pages` are routes on it
 - `open_inference`  the Open Inference Protocol, `/v2`;  `tensors`  what its tensors and gRPC's must be

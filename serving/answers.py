@@ -5,13 +5,16 @@ NumPy scalars are left as they are: orjson writes a float32 with the digits that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from itertools import compress
 from typing import Any
 
 import numpy as np
 
 from models.contract import Manifest, ModelOutput
 from serving.errors import InvalidRequest
+from serving.prediction_sets import ABSTAIN, INTERVAL_LOWER, INTERVAL_UPPER, PREDICTION_SET, Coverage
 
 Arrays = dict[str, np.ndarray]
 Answer = dict[str, Any]
@@ -20,6 +23,8 @@ Answer = dict[str, Any]
 _OF_CLASSES = ("std", "standard_error")
 _OF_ROWS = ("predictive_entropy", "expected_entropy", "mutual_information")
 _OF_REGRESSION = ("mean", "epistemic_std", "aleatoric_std", "std", "standard_error")
+# Of both, behind them.
+_LAST = (ABSTAIN, "novelty")
 
 
 def predictions(manifest: Manifest, arrays: Arrays) -> list[Answer]:
@@ -27,9 +32,13 @@ def predictions(manifest: Manifest, arrays: Arrays) -> list[Answer]:
     return _by_output(manifest, arrays, _prediction_rows)
 
 
-def uncertainties(manifest: Manifest, arrays: Arrays, num_samples: np.ndarray, converged: np.ndarray) -> list[Answer]:
+def uncertainties(
+    manifest: Manifest, arrays: Arrays, num_samples: np.ndarray, converged: np.ndarray, coverage: Coverage
+) -> list[Answer]:
     """Answers of MC dropout; `num_samples` [N] and `converged` [N] are of the row, whatever its outputs."""
-    rows = _by_output(manifest, arrays, _uncertainty_rows)
+    rows = _by_output(
+        manifest, coverage.apply(arrays), lambda output, arrays: _uncertainty_rows(output, arrays, coverage.value)
+    )
     for row, drawn, done in zip(rows, num_samples.tolist(), converged.tolist(), strict=True):
         row["num_samples"] = drawn
         row["converged"] = done
@@ -53,13 +62,34 @@ def _prediction_rows(output: ModelOutput, arrays: Arrays) -> list[Answer]:
     return _class_rows(output, finite(arrays[f"{output.prefix}probabilities"]))
 
 
-def _uncertainty_rows(output: ModelOutput, arrays: Arrays) -> list[Answer]:
-    if output.task == "regression":
-        found = [name for name in _OF_REGRESSION if f"{output.prefix}{name}" in arrays]
-        columns = [finite(arrays[f"{output.prefix}{name}"]) for name in found]
-        return [
-            {name: _number(value) for name, value in zip(found, row, strict=True)} for row in zip(*columns, strict=True)
-        ]
+def _uncertainty_rows(output: ModelOutput, arrays: Arrays, coverage: float) -> list[Answer]:
+    rows = _value_rows(output, arrays) if output.task == "regression" else _sampled_class_rows(output, arrays)
+    prefix = output.prefix
+    if f"{prefix}{PREDICTION_SET}" in arrays:
+        labels = class_labels(output, arrays[f"{prefix}{PREDICTION_SET}"].shape[-1])
+        for row, members in zip(rows, arrays[f"{prefix}{PREDICTION_SET}"].tolist(), strict=True):
+            row[PREDICTION_SET] = list(compress(labels, members))
+    if f"{prefix}{INTERVAL_LOWER}" in arrays:
+        ends = (arrays[f"{prefix}{name}"] for name in (INTERVAL_LOWER, INTERVAL_UPPER))
+        for row, lower, upper in zip(rows, *ends, strict=True):
+            row["interval"] = {"lower": _end(lower), "upper": _end(upper), "coverage": coverage}
+    for name in _LAST:
+        values = arrays.get(f"{prefix}{name}")
+        if values is not None:
+            for row, value in zip(rows, values, strict=True):
+                row[name] = _number(value)
+    return rows
+
+
+def _value_rows(output: ModelOutput, arrays: Arrays) -> list[Answer]:
+    found = [name for name in _OF_REGRESSION if f"{output.prefix}{name}" in arrays]
+    columns = [finite(arrays[f"{output.prefix}{name}"]) for name in found]
+    return [
+        {name: _number(value) for name, value in zip(found, row, strict=True)} for row in zip(*columns, strict=True)
+    ]
+
+
+def _sampled_class_rows(output: ModelOutput, arrays: Arrays) -> list[Answer]:
     rows = _class_rows(output, finite(arrays[f"{output.prefix}probabilities"]))
     labels = class_labels(output, arrays[f"{output.prefix}probabilities"].shape[-1])
     for name in _OF_CLASSES:
@@ -88,6 +118,11 @@ def class_labels(output: ModelOutput, classes: int) -> list[str]:
 def _number(value: Any) -> Any:
     """A scalar, or for several a nested list: orjson wants contiguous arrays."""
     return np.ascontiguousarray(value) if isinstance(value, np.ndarray) and value.ndim else value
+
+
+def _end(value: Any) -> Any:
+    """An interval's end; None where it has none."""
+    return value if math.isfinite(value) else None
 
 
 def finite(values: np.ndarray) -> np.ndarray:

@@ -41,6 +41,7 @@ class Asked:
     # Draw until every standard error of the row is at most this, or `max_samples` are drawn.
     tolerance: float | None = None
     max_samples: int | None = None
+    # Of prediction sets and intervals.
     coverage: float | None = None
 
 

@@ -21,9 +21,11 @@ import orjson
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from models.contract import Abstention, ModelOutput
 from serving import drift
 from serving.graph import Arrays
-from serving.runtime import Model, watched
+from serving.prediction_sets import ABSTAIN, withheld
+from serving.runtime import Model
 
 Labels = tuple[str, ...]
 # One series: a counter's or gauge's value; of a histogram, the observations in each bin and their sum.
@@ -39,6 +41,9 @@ _ENTROPY = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 1, 1.5, 2, 3, 5
 _MUTUAL_INFORMATION = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 2)
 # Of the target's unit, which may be anything.
 _DEVIATION = tuple(step * 10.0**power for power in range(-3, 4) for step in (1, 2, 5))
+
+# Of the median distance of the rows that the features were fitted on.
+_NOVELTY = (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 5, 7, 10, 20, 50, 100, 1_000)
 
 _VERSION = ("model", "version")
 _REQUEST = ("protocol", "operation", *_VERSION)
@@ -92,6 +97,7 @@ FAMILIES = {
         Family("histogram", "dropserve_predictive_entropy", "Of the answers, in nats.", _OUTPUT, _ENTROPY),
         Family("histogram", "dropserve_mutual_information", "Of the answers, in nats.", _OUTPUT, _MUTUAL_INFORMATION),
         Family("histogram", "dropserve_epistemic_std", "Of the answers, in the target's unit.", _OUTPUT, _DEVIATION),
+        Family("histogram", "dropserve_novelty", "Of the rows; 1 is a usual one.", _OUTPUT, _NOVELTY),
         Family("counter", "dropserve_decisions", "Answers that could have been withheld.", (*_OUTPUT, "abstain")),
         Family("gauge", "dropserve_abstention_share", "Withheld of the answers in the drift window.", _OUTPUT),
         Family("gauge", "dropserve_reference_abstention_share", "Withheld on the calibration rows.", _OUTPUT),
@@ -119,6 +125,10 @@ FAMILIES = {
         ),
     )
 }
+
+
+# Given and withheld answers, as bins of a window.
+_DECISIONS = drift.Bins(np.array([0.5]), np.array([1.0, 0.0]))
 
 
 @dataclass
@@ -175,19 +185,11 @@ class Metrics(Collector):
 
     def drawn(self, model: Model, arrays: Arrays, rows: int, default_draws: bool) -> None:
         """Statistics of draws of some rows. default_draws: as many as the reference was made with."""
-        kept = {tensor: arrays[tensor] for tensor in model.watched}
+        kept = {tensor: arrays[tensor] for tensor in model.watched_tensors}
         self._pending.setdefault(model, []).append((kept, default_draws))
         self._pending_rows += rows
         if self._pending_rows >= PENDING_ROWS:
             self._settle()
-
-    def decided(self, model: Model, output: str, abstained: int, answers: int) -> None:
-        """Of some answers, how many were withheld."""
-        labels = (*model.identity, output)
-        self.count("dropserve_decisions", (*labels, "true"), abstained)
-        self.count("dropserve_decisions", (*labels, "false"), answers - abstained)
-        window = self._window((*labels, "abstain"), drift.Bins(np.array([0.5]), np.array([1.0, 0.0])))
-        window.add(np.repeat([0.0, 1.0], [answers - abstained, abstained]), self._window_rows)
 
     def _observe(self, family: str, labels: Labels, value: float) -> None:
         cells = self._series[family].get(labels)
@@ -207,16 +209,18 @@ class Metrics(Collector):
     def loaded(self, model: Model) -> None:
         """A version may answer: its windows stand ready, for other workers' rows too."""
         self.count("dropserve_reloads", (model.name, "loaded"), 1)
-        for output in model.manifest.outputs:
+        for output, statistics in model.watched:
             calibrated = model.manifest.calibrated(output)
             if calibrated is None:
                 continue
             reference = calibrated.reference
             labels = (*model.identity, output.name)
-            for statistic, _ in watched(output):
+            for statistic, _ in statistics:
                 quantiles = getattr(reference, statistic)
                 if quantiles is not None:
                     self._window((*labels, statistic), drift.bins(quantiles))
+            if calibrated.abstention is not None:
+                self._window((*labels, ABSTAIN), _DECISIONS)
             if reference.abstention_share is not None:
                 self._references[labels] = reference.abstention_share
 
@@ -264,14 +268,30 @@ class Metrics(Collector):
         """Count the statistics that were kept aside."""
         pending, self._pending, self._pending_rows = self._pending, {}, 0
         for model, parts in pending.items():
-            for output in model.manifest.outputs:
+            for output, statistics in model.watched:
                 labels = (*model.identity, output.name)
-                for statistic, tensor in watched(output):
+                for statistic, tensor in statistics:
                     self.observe_all(f"dropserve_{statistic}", labels, _values(tensor, (arrays for arrays, _ in parts)))
                     window = self._windows.get((*labels, statistic))
                     if window is not None:
                         usual = _values(tensor, (arrays for arrays, default_draws in parts if default_draws))
                         window.add(usual, self._window_rows)
+
+            for output, abstention in model.sets.at().decisions:
+                self._decide((*model.identity, output.name), output, abstention, parts)
+
+    def _decide(
+        self, labels: Labels, output: ModelOutput, abstention: Abstention, parts: list[tuple[Arrays, bool]]
+    ) -> None:
+        """Count which answers of an output were withheld."""
+        decided = [(withheld(output, abstention, arrays), default_draws) for arrays, default_draws in parts]
+        every = np.concatenate([values for values, _ in decided])
+        self.count("dropserve_decisions", (*labels, "true"), int(every.sum()))
+        self.count("dropserve_decisions", (*labels, "false"), int((~every).sum()))
+        window = self._windows.get((*labels, ABSTAIN))
+        if window is not None:
+            usual = np.concatenate([np.empty(0), *(values for values, default_draws in decided if default_draws)])
+            window.add(usual, self._window_rows)
 
     def observe_all(self, family: str, labels: Labels, values: np.ndarray) -> None:
         """Many observations at once."""
@@ -304,7 +324,7 @@ class Metrics(Collector):
         for labels, cells in windows.items():
             size = len(cells) // 2
             counts = [new + old for new, old in zip(cells[:size], cells[size:], strict=True)]
-            if labels[-1] == "abstain":
+            if labels[-1] == ABSTAIN:
                 if sum(counts):
                     series["dropserve_abstention_share"][labels[:-1]] = [counts[1] / sum(counts)]
                 continue

@@ -55,10 +55,12 @@ class Native:
         _check_fields(content, UNCERTAINTY_FIELDS)
         asked = read_asked(content, self._core.settings.max_num_samples)
         model = self._model(body, exchange)
+        coverage = model.sets.at(asked.coverage)
         inputs = model.reader.read(content[INSTANCES])
         drawn = await self._core.draw(model, inputs, asked)
-        rows = answers.uncertainties(model.manifest, drawn.arrays, drawn.num_samples, drawn.converged)
-        return {"model": _identity(model), "seed": drawn.seed, "predictions": rows}
+        rows = answers.uncertainties(model.manifest, drawn.arrays, drawn.num_samples, drawn.converged, coverage)
+        answer = {"model": _identity(model), "seed": drawn.seed, "predictions": rows}
+        return {**answer, "warnings": coverage.warnings} if coverage.warnings else answer
 
     def _model(self, body: bytes | None, exchange: Exchange | None) -> Model:
         model = self._core.model(request=body)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from models.contract import MIN_NUM_SAMPLES, Feature, Manifest, ModelInput, ModelOutput
+from models.contract import MC_SAMPLE, MIN_NUM_SAMPLES, Feature, Manifest, ModelInput, ModelOutput
 from serving.answers import class_labels
 from serving.native import TOLERANCE_LIMIT
 from serving.settings import Settings
@@ -44,9 +44,14 @@ def document(manifest: Manifest, settings: Settings, release: str) -> Schema:
                     "Predictions with their uncertainty, by Monte Carlo dropout. "
                     "The same row gets the same answer, whatever is asked beside it.",
                     _object({"instances": _instances(manifest, settings), **_asked(manifest, settings)}, ["instances"]),
-                    {**body, "num_samples": manifest.num_samples, "seed": manifest.seed},
+                    {**body, "num_samples": manifest.num_samples, "seed": manifest.seed, **_example(manifest)},
                     _object(
-                        {"model": _model(manifest), "seed": _INT64, "predictions": _rows(manifest, _uncertainty)},
+                        {
+                            "model": _model(manifest),
+                            "seed": _INT64,
+                            "predictions": _rows(manifest, lambda output: _uncertainty(manifest, output)),
+                            **_warnings(manifest),
+                        },
                         ["model", "seed", "predictions"],
                     ),
                 )
@@ -120,13 +125,39 @@ def _asked(manifest: Manifest, settings: Settings) -> dict[str, Schema]:
             "description": "Draw until every standard error of the row is at most this, or max_samples are drawn.",
         },
         "max_samples": {**draws, "description": "The most draws for a row, with a tolerance."},
+        **_coverage(manifest),
+    }
+
+
+def _coverage(manifest: Manifest) -> dict[str, Schema]:
+    """The field, where it may be asked for."""
+    if manifest.calibration is None or not _is_conformal(manifest):
+        return {}
+    return {
         "coverage": {
             "type": "number",
             "exclusiveMinimum": 0,
             "exclusiveMaximum": 1,
-            "description": "Wanted coverage of prediction sets and intervals, where the model is calibrated.",
-        },
+            "default": manifest.calibration.coverage,
+            "description": "Share of rows whose prediction set or interval is to hold the truth.",
+        }
     }
+
+
+def _example(manifest: Manifest) -> dict[str, float]:
+    return {name: schema["default"] for name, schema in _coverage(manifest).items()}
+
+
+def _is_conformal(manifest: Manifest) -> bool:
+    known = (manifest.calibrated(output) for output in manifest.outputs)
+    return any(calibrated is not None and calibrated.conformal is not None for calibrated in known)
+
+
+def _warnings(manifest: Manifest) -> dict[str, Schema]:
+    if not _is_conformal(manifest):
+        return {}
+    words = "Present where there are too few calibration rows for the coverage: how many are wanted, and what follows."
+    return {"warnings": {"type": "array", "items": {"type": "string"}, "description": words}}
 
 
 def _instances(manifest: Manifest, settings: Settings) -> Schema:
@@ -192,17 +223,45 @@ def _prediction(output: ModelOutput) -> Schema:
     return _object({"label": {"type": "string"}, "probabilities": _by_class(output)}, ["label", "probabilities"])
 
 
-def _uncertainty(output: ModelOutput) -> Schema:
-    drawn: dict[str, Schema] = {"num_samples": {"type": "integer"}, "converged": {"type": "boolean"}}
+def _uncertainty(manifest: Manifest, output: ModelOutput) -> Schema:
+    guarantees = _guarantees(manifest, output)
+    drawn: dict[str, Schema] = {**guarantees, "num_samples": {"type": "integer"}, "converged": {"type": "boolean"}}
     if output.task == "regression":
         names = ["mean", "epistemic_std", *(["aleatoric_std", "std"] if output.has_aleatoric else []), "standard_error"]
         values: dict[str, Schema] = {name: _answer_shape(output) for name in names}
-        return _object({**values, **drawn}, names, closed=False)
+        return _object({**values, **drawn}, [*names, *guarantees], closed=False)
     by_class = {name: _by_class(output) for name in ("probabilities", "std", "standard_error")}
     nats = {"type": "number", "minimum": 0, "description": "in nats"}
     by_row = dict.fromkeys(("predictive_entropy", "expected_entropy", "mutual_information"), nats)
     properties = {"label": {"type": "string"}, **by_class, **by_row}
-    return _object({**properties, **drawn}, list(properties), closed=False)
+    return _object({**properties, **drawn}, [*properties, *guarantees], closed=False)
+
+
+def _guarantees(manifest: Manifest, output: ModelOutput) -> dict[str, Schema]:
+    """What the answer has because of calibration rows."""
+    calibrated = manifest.calibrated(output)
+    found: dict[str, Schema] = {}
+    if calibrated is not None and calibrated.conformal is not None:
+        if calibrated.conformal.kind == "interval":
+            end: Schema = {"type": ["number", "null"], "description": "null: no end"}
+            coverage = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+            ends = {"lower": end, "upper": end, "coverage": coverage}
+            found["interval"] = _object(ends, list(ends))
+        else:
+            label: Schema = {"type": "string"} if output.labels is None else {"enum": output.labels}
+            found["prediction_set"] = {
+                "type": "array",
+                "items": label,
+                "uniqueItems": True,
+                "description": "In the labels' order; empty where no label fits like the calibration rows' own did.",
+            }
+    if calibrated is not None and calibrated.abstention is not None:
+        found["abstain"] = {"type": "boolean", "description": "Too uncertain: better asked of somebody else."}
+    tensors = {tensor.name for tensor in manifest.signatures[MC_SAMPLE].outputs}
+    if f"{output.prefix}novelty" in tensors:
+        words = "Distance from the training rows in the network's features; 1 is their median."
+        found["novelty"] = {"type": "number", "minimum": 0, "description": words}
+    return found
 
 
 def _by_class(output: ModelOutput) -> Schema:

@@ -20,6 +20,7 @@ from models import contract
 from models.contract import ArtifactError, Manifest
 from serving.graph import Arrays, Graph, first_line
 from serving.instances import InstanceReader
+from serving.prediction_sets import ABSTAIN, PredictionSets, needed
 
 # Rows of the warm-up calls: one, as most requests have, and a batch, which may take another kernel.
 WARMUP_ROWS = (1, 16)
@@ -38,13 +39,19 @@ class Cost:
         return self.fixed + self.variable * row_draws
 
 
-def watched(output: contract.ModelOutput) -> list[tuple[str, str]]:
-    """The statistics of an output that are watched for drift, and their tensors: one number a row."""
-    if output.task == "classification":
-        names = ["predictive_entropy", "mutual_information"]
-    else:
-        names = [] if output.shape else ["epistemic_std"]
-    return [(name, f"{output.prefix}{name}") for name in names]
+# Statistics that are watched for drift, where an output has them: one number a row.
+WATCHED = ("predictive_entropy", "mutual_information", "epistemic_std", "novelty")
+
+
+def watched(manifest: Manifest, output: contract.ModelOutput) -> list[tuple[str, str]]:
+    """The statistics of an output that are watched, and their tensors."""
+    tensors = _tensors_of_rows(manifest)
+    return [(name, f"{output.prefix}{name}") for name in WATCHED if f"{output.prefix}{name}" in tensors]
+
+
+def _tensors_of_rows(manifest: Manifest) -> set[str]:
+    """Tensors of the draws that have one number a row."""
+    return {tensor.name for tensor in manifest.signatures[contract.MC_SAMPLE].outputs if len(tensor.shape) == 1}
 
 
 @dataclass(eq=False)
@@ -84,9 +91,24 @@ class Model:
         return tuple(item.name for item in self.manifest.inputs if None in item.shape)
 
     @cached_property
-    def watched(self) -> tuple[str, ...]:
-        """Tensors of the statistics that are watched."""
-        return tuple(tensor for output in self.manifest.outputs for _, tensor in watched(output))
+    def watched(self) -> tuple[tuple[contract.ModelOutput, list[tuple[str, str]]], ...]:
+        """The statistics of each output that are watched, with their tensors."""
+        return tuple((output, watched(self.manifest, output)) for output in self.manifest.outputs)
+
+    @cached_property
+    def watched_tensors(self) -> tuple[str, ...]:
+        """What of the draws metrics are made of: the statistics, and whether answers are withheld."""
+        tensors = {tensor.name for tensor in self.manifest.signatures[contract.MC_SAMPLE].outputs}
+        names = [tensor for _, statistics in self.watched for _, tensor in statistics]
+        for output, abstention in self.sets.at().decisions:
+            own = f"{output.prefix}{ABSTAIN}"
+            names.append(own if own in tensors else f"{output.prefix}{needed(abstention)}")
+        return tuple(names)
+
+    @cached_property
+    def sets(self) -> PredictionSets:
+        """Prediction sets and intervals of any coverage."""
+        return PredictionSets(self.manifest)
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -7,6 +7,7 @@ import pytest
 from models.contract import Manifest, ModelOutput
 from serving import answers
 from serving.errors import InvalidRequest
+from serving.prediction_sets import PredictionSets
 
 
 def manifest(*outputs: ModelOutput) -> Manifest:
@@ -42,7 +43,7 @@ def test_answers_are_grouped_by_output_where_there_are_several():
 def test_what_a_regression_s_signatures_do_not_carry_is_absent():
     single = manifest(ModelOutput(name="y", task="regression", shape=[]))
     arrays = {name: np.array([1.0, 2.0], np.float32) for name in ("mean", "epistemic_std", "standard_error", "lower")}
-    rows = answers.uncertainties(single, arrays, np.array([5, 6]), np.array([True, False]))
+    rows = answers.uncertainties(single, arrays, np.array([5, 6]), np.array([True, False]), PredictionSets(single).at())
     assert [set(row) for row in rows] == [{"mean", "epistemic_std", "standard_error", "num_samples", "converged"}] * 2
     assert [(row["num_samples"], row["converged"]) for row in rows] == [(5, True), (6, False)]
 
