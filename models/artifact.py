@@ -325,6 +325,7 @@ def _export(engine: Engine, inputs: list[ModelInput], folder: Path) -> dict[str,
     module = tf.Module()
     module.weights = [weight.value for weight in engine.network.model.weights]
     module.kept_masks = engine.kept
+    module.folded = engine.network.folded_variables()
     module.lookup_tables = [
         layer.lookup_table
         for _, layer in walk(engine.network.model)

@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from models.contract import ArtifactError, Precision, StochasticLayer
+from models.folding import Fold, folds_of
 from models.stochastic import Draws, attach, drawing, has_drawn, is_elementwise, walk
 
 # A tensor's place: the chain of nested-model calls that leads to it, and its symbolic tensor there.
@@ -58,6 +59,12 @@ class Network:
         self._graph = _graph_of(model)
         self._drawn: dict[int, bool] = {}
         self._inputs_structure = self._graph._inputs_struct if self._graph is not None else None
+        graphs = {} if self._graph is None else _graphs_below(self._graph)
+        folds = folds_of(list(graphs.values()))
+        # By the id of the folded layer's node, and of its normalization's.
+        self.folds: dict[int, Fold] = {id(fold.node): fold for fold in folds}
+        self._absorbed: dict[int, Fold] = {id(fold.norm_node): fold for fold in folds}
+        self._holds_folds = _holders(graphs, {id(fold.node) for fold in folds})
         if self._graph is not None:
             self._refuse_certain_outputs()
         elif precision != "float32":
@@ -139,6 +146,21 @@ class Network:
             self._drawn[key] = has_drawn(operation)
         return self._drawn[key]
 
+    def folded_variables(self) -> list[tf.Variable]:
+        return [variable for fold in self.folds.values() for variable in (fold.kernel, fold.bias)]
+
+    def is_entered(self, operation: Any) -> bool:
+        """Whether a nested model is walked node by node: where noise is drawn below it, or a layer is folded."""
+        return self.holds_noise(operation) or id(_graph_of(operation)) in self._holds_folds
+
+    def shortcut(self, node: Any, x: tf.Tensor) -> tf.Tensor | None:
+        """The output of a folded layer, or of the normalization that it has absorbed; None for any other node."""
+        fold = self.folds.get(id(node))
+        if fold is not None and fold.is_exact:
+            return fold(x)
+        absorbed = self._absorbed.get(id(node))
+        return x if absorbed is not None and absorbed.is_exact else None
+
     def _pack(self, flat: Sequence[tf.Tensor]) -> Any:
         if self._inputs_structure is None:
             return flat[0] if len(flat) == 1 else list(flat)
@@ -207,6 +229,27 @@ def _nodes(graph: Any) -> list[Any]:
     ]
 
 
+def _graphs_below(graph: Any) -> dict[int, Any]:
+    """The graph and those of the models nested in it, each once, by id."""
+    found = {id(graph): graph}
+    for node in _nodes(graph):
+        nested = _graph_of(node.operation)
+        if nested is not None and id(nested) not in found:
+            found |= _graphs_below(nested)
+    return found
+
+
+def _holders(graphs: dict[int, Any], nodes: set[int]) -> set[int]:
+    """Ids of the graphs that have one of these nodes, in themselves or in a model nested in them."""
+    inside = {key: [(id(node), id(_graph_of(node.operation))) for node in _nodes(graphs[key])] for key in graphs}
+    found: set[int] = set()
+    while True:
+        new = {key for key, pairs in inside.items() if any(own in nodes or below in found for own, below in pairs)}
+        if new == found:
+            return found
+        found = new
+
+
 def _last_layers(graph: Any) -> list[Any]:
     """The layers that make the graph's outputs, those inside nested models included."""
     layers = []
@@ -249,7 +292,7 @@ class _Walk:
                 continue
             known = all((scope, id(symbol)) in self.values for symbol in node.input_tensors)
             nested = _graph_of(node.operation)
-            if nested is not None and self._network.holds_noise(node.operation):
+            if nested is not None and self._network.is_entered(node.operation):
                 results = self._nested(node, nested, (*scope, number), scope)
             elif known and (self._draws is not None or not self._network.holds_noise(node.operation)):
                 results = self._call(node, scope)
@@ -315,7 +358,8 @@ class _Walk:
             )
         draws = self._draws
         if draws is None:
-            results = _invoke(node, [value.tensor for value in values])
+            shortcut = self._network.shortcut(node, values[0].tensor) if values else None
+            results = _invoke(node, [value.tensor for value in values]) if shortcut is None else [shortcut]
             return [_Value(result, False) for result in results]
         if is_elementwise(operation) and not values[0].folded:
             self._note(places[0])
@@ -334,6 +378,9 @@ class _Walk:
             else:
                 self._note(place)
                 tensors.append(value.tensor)
+        shortcut = self._network.shortcut(node, tensors[0])
+        if shortcut is not None:
+            return [_Value(shortcut, True)]
         if _is_single_unit(operation) and tensors[0].shape.rank == 2:
             return [_Value(_dot(operation, tensors[0]), True)]
         return [_Value(result, True) for result in _invoke(node, tensors)]
