@@ -6,8 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp, ndtr
 
-# Of confidence, equally wide.
-ECE_BINS = 10
 # A float32 probability nearer to 1 than this is 1: certainty that float32 cannot tell from less is not punished more.
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).eps)
 
@@ -25,22 +23,10 @@ def classification(probabilities: Array, y: NDArray[np.int64]) -> dict[str, floa
     }
 
 
-def expected_calibration_error(probabilities: Array, y: NDArray[np.int64]) -> float:
-    """Mean distance of confidence and accuracy over ten equally wide bins of confidence, weighted by their rows.
-
-    Source: Guo, Pleiss, Sun & Weinberger 2017, eq. 5. It is biased upwards where rows are few: give it all there are.
-    """
-    confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == y
-    bins = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
-    gaps = np.bincount(bins, weights=right - confidence, minlength=ECE_BINS)
-    return float(np.abs(gaps).sum() / len(y))
-
-
-def regression(draws: Array, noise: float, y: Array) -> dict[str, float]:
+def regression(draws: Array, noise: Array | float, y: Array) -> dict[str, float]:
     """rmse of the mean; nll and crps of the equal mixture of normals around the draws, in the target's unit.
 
-    draws [T, n] (T = 1: a deterministic answer), noise: standard deviation of each normal, y [n].
+    draws [T, n] (T = 1: a deterministic answer), noise: standard deviation of the normals, one or [n], y [n].
     nll: Gal & Ghahramani 2016, eq. 8. crps: Grimit, Gneiting, Berrocal & Johnson 2006, eq. 5.
     """
     error = y - draws
@@ -54,7 +40,7 @@ def regression(draws: Array, noise: float, y: Array) -> dict[str, float]:
     }
 
 
-def _expected_distance(mean: Array, std: float) -> Array:
+def _expected_distance(mean: Array, std: Array | float) -> Array:
     """E|X| of a normal X."""
     z = mean / std
     return mean * (2 * ndtr(z) - 1) + 2 * std * np.exp(-0.5 * np.square(z)) / np.sqrt(2 * np.pi)

@@ -19,6 +19,7 @@ from training.errors import InputError
 from training.folds import Index, Job, OnProgress, Outcome, dense, fit_jobs, inner_folds, repeated_folds
 from training.paired import Interval, corrected_interval
 from training.recipes import Recipe, changed
+from training.reliability import expected_calibration_error
 
 Mode = Literal["deterministic", "monte_carlo"]
 MODES: tuple[Mode, ...] = ("deterministic", "monte_carlo")
@@ -314,7 +315,7 @@ def _calibration(
         errors[mode] = float(
             np.mean(
                 [
-                    scores.expected_calibration_error(
+                    expected_calibration_error(
                         np.concatenate([_answer(one, mode) for one in outcomes[first : first + folds]]),
                         np.concatenate([data.y[test] for _, test in splits[first : first + folds]]),
                     )

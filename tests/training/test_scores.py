@@ -26,19 +26,6 @@ def test_a_certain_error_costs_a_finite_amount():
     assert found["nll"] == pytest.approx(-np.log(np.finfo(np.float32).eps))
 
 
-def test_calibration_error_of_known_cases():
-    even = np.full((10, 2), 0.5)
-    assert scores.expected_calibration_error(even, np.array([0, 1] * 5)) == pytest.approx(0)
-    sure = np.tile([0.9, 0.1], (10, 1))
-    assert scores.expected_calibration_error(sure, np.zeros(10, int)) == pytest.approx(0.1)
-    assert scores.expected_calibration_error(sure, np.ones(10, int)) == pytest.approx(0.9)
-
-
-def test_calibration_error_weighs_bins_by_rows():
-    probabilities = np.array([[0.95, 0.05]] * 3 + [[0.65, 0.35]])
-    assert scores.expected_calibration_error(probabilities, np.zeros(4, int)) == pytest.approx((3 * 0.05 + 0.35) / 4)
-
-
 def test_regression_scores_are_the_mixture_s_own():
     draws, noise, y = np.array([[0.0, 1.0], [2.0, 1.5], [0.5, -1.0]]), 0.7, np.array([0.4, 3.0])
     found = scores.regression(draws, noise, y)
@@ -53,3 +40,11 @@ def test_regression_scores_are_the_mixture_s_own():
         return quad(square, -15, y[row])[0] + quad(square, y[row], 15)[0]
 
     assert found["crps"] == pytest.approx(np.mean([integral(row) for row in range(2)]), abs=1e-6)
+
+
+def test_each_row_may_have_a_noise_of_its_own():
+    draws, noise, y = np.array([[0.0, 1.0], [2.0, 1.5]]), np.array([0.7, 2.0]), np.array([0.4, 3.0])
+    together = scores.regression(draws, noise, y)
+    apart = [scores.regression(draws[:, [row]], float(noise[row]), y[[row]]) for row in range(2)]
+    for name in ("nll", "crps"):
+        assert together[name] == pytest.approx(np.mean([figures[name] for figures in apart]))

@@ -1,0 +1,105 @@
+"""Whether probabilities mean what they say: reliability curves, calibration errors, the Brier score's parts.
+
+    curve = top_label_curve(probabilities, y)
+    curve.expected_error, curve.confidence, curve.accuracy
+
+Everything is about held-out rows: probabilities [N, K] whose rows sum to 1, y [N] class indices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import xlogy
+
+# Of confidence; Guo et al. 2017 and most since have 15.
+BINS = 15
+# Of each class's probability, for the parts of the Brier score.
+BRIER_BINS = 10
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ReliabilityCurve:
+    """Bins of confidence that hold rows, in ascending order."""
+
+    # [B] mean confidence and share of right answers of each bin's rows.
+    confidence: Array
+    accuracy: Array
+    # [B] how many they are.
+    rows: NDArray[np.int64]
+
+    @property
+    def expected_error(self) -> float:
+        """Mean distance of confidence and accuracy, weighted by rows (Guo, Pleiss, Sun & Weinberger 2017, eq. 5)."""
+        return float(np.abs(self.accuracy - self.confidence) @ self.rows / self.rows.sum())
+
+
+def top_label_curve(probabilities: Array, y: Array, bins: int = BINS) -> ReliabilityCurve:
+    """Of the class that is named, in equally wide bins. A confidence on an edge belongs to the bin above it."""
+    confidence, right = named(probabilities, y)
+    return _curve(confidence, right, np.minimum((confidence * bins).astype(np.int64), bins - 1))
+
+
+def adaptive_curve(probabilities: Array, y: Array, bins: int = BINS) -> ReliabilityCurve:
+    """Of the class that is named, in bins of as many rows each, within one (Nguyen & O'Connor 2015)."""
+    confidence, right = named(probabilities, y)
+    place = np.empty(len(y), np.int64)
+    place[np.argsort(confidence, kind="stable")] = np.arange(len(y)) * min(bins, len(y)) // len(y)
+    return _curve(confidence, right, place)
+
+
+def expected_calibration_error(probabilities: Array, y: Array, bins: int = BINS) -> float:
+    """ECE. It is biased upwards where rows are few: compare answers to the same rows only."""
+    return top_label_curve(probabilities, y, bins).expected_error
+
+
+def adaptive_calibration_error(probabilities: Array, y: Array, bins: int = BINS) -> float:
+    """ECE with bins of equal mass: no bin of three rows speaks as loudly as it likes."""
+    return adaptive_curve(probabilities, y, bins).expected_error
+
+
+def mean_entropy(probabilities: Array) -> float:
+    """Sharpness of a classification: the mean entropy of the answers, nats. Less is sharper, whether right or not."""
+    return float(-xlogy(probabilities, probabilities).sum(axis=1).mean())
+
+
+def brier_parts(probabilities: Array, y: Array, bins: int = BRIER_BINS) -> dict[str, float]:
+    """The Brier score, summed over the classes, as reliability - resolution + uncertainty.
+
+    reliability: how far probabilities lie from frequencies (less is better). resolution: how far frequencies differ
+    from the base rate where probabilities do (more is better). uncertainty: the data's own. Each class is binned by its
+    probability; what varies within a bin counts as resolution, so that the sum is exact.
+    Source: Murphy 1973; Stephenson, Coelho & Jolliffe 2008, eq. 8, for the terms within bins.
+    """
+    one_hot = np.eye(probabilities.shape[1])[y]
+    base = one_hot.mean(axis=0)
+    reliability = 0.0
+    for predicted, happened in zip(probabilities.T, one_hot.T, strict=True):
+        curve = _curve(predicted, happened, np.minimum((predicted * bins).astype(np.int64), bins - 1))
+        reliability += float(np.square(curve.confidence - curve.accuracy) @ curve.rows / len(y))
+    uncertainty = float((base * (1 - base)).sum())
+    score = float(np.square(probabilities - one_hot).sum(axis=1).mean())
+    return {
+        "reliability": reliability,
+        "resolution": reliability + uncertainty - score,
+        "uncertainty": uncertainty,
+    }
+
+
+def named(probabilities: Array, y: Array) -> tuple[Array, Array]:
+    """[N] the largest probability, float64, and whether its class is the true one."""
+    return probabilities.max(axis=1).astype(np.float64), probabilities.argmax(axis=1) == y
+
+
+def _curve(predicted: Array, happened: Array, bins: NDArray[np.int64]) -> ReliabilityCurve:
+    rows = np.bincount(bins)
+    held = rows > 0
+    rows = rows[held]
+    return ReliabilityCurve(
+        np.bincount(bins, weights=predicted)[held] / rows, np.bincount(bins, weights=happened)[held] / rows, rows
+    )

@@ -1,0 +1,61 @@
+"""What doubt is good for: the error among the answers that are given when the most doubtful rows are withheld.
+
+curve = risk_coverage(doubt, loss)
+curve.area, curve.at(0.8)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class RiskCoverage:
+    """Point n: the n + 1 least doubtful rows are answered."""
+
+    # [N] share of the rows that are answered, and the mean loss of the answers.
+    coverage: Array
+    risk: Array
+
+    @property
+    def area(self) -> float:
+        """AURC: the mean risk over all coverages (Geifman & El-Yaniv 2017). Less is better."""
+        return float(self.risk.mean())
+
+    def at(self, coverage: float) -> float:
+        """The risk where at least this share of the rows is answered."""
+        return float(self.risk[np.searchsorted(self.coverage, coverage - 1e-12)])
+
+
+def risk_coverage(doubt: Array, loss: Array) -> RiskCoverage:
+    """doubt [N]: whatever rows are withheld by, the highest first. loss [N]: 0 or 1 for answers, or squared errors.
+
+    Rows of equal doubt count with their mean loss: no order among them is better than another.
+    """
+    order = np.argsort(doubt, kind="stable")
+    ordered, losses = doubt[order], loss[order].astype(np.float64)
+    _, start, rows = np.unique(ordered, return_index=True, return_counts=True)
+    tied = np.repeat(np.add.reduceat(losses, start) / rows, rows)
+    count = np.arange(1, len(doubt) + 1)
+    return RiskCoverage(count / len(doubt), np.cumsum(tied) / count)
+
+
+def best_area(loss: Array) -> float:
+    """The AURC of a doubt that knows the losses: what no other goes below."""
+    return risk_coverage(loss, loss).area
+
+
+def accuracy_rejection(doubt: Array, right: Array, rejected: Sequence[float]) -> list[float]:
+    """The accuracy of what is left when these shares of the rows, the most doubtful, are rejected (Nadeem et al. 2009).
+
+    Shares from 0 to below 1; at least one row is left.
+    """
+    curve = risk_coverage(doubt, 1 - right.astype(np.float64))
+    return [1 - curve.at(max(1 - share, 1 / len(doubt))) for share in rejected]
