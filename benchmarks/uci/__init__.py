@@ -1,0 +1,1 @@
+"""The nine UCI regression sets: Monte Carlo dropout beside its published reference, split by split."""
