@@ -18,6 +18,7 @@ from rich.progress import Progress, TextColumn
 from typer.core import TyperCommand
 
 from models import contract
+from models.calibration_settings import CalibrationSettings, Sets
 from training.errors import InputError
 
 app = typer.Typer(
@@ -62,6 +63,10 @@ Types = Annotated[
 ]
 TaskOption = Annotated[
     contract.Task | None, typer.Option(help="What to make of a file's target.", show_default="seen in its values")
+]
+SetsOption = Annotated[
+    Sets,
+    typer.Option(help="Prediction sets: of the probable classes (lac), adaptive (aps), or lac for each class (class)."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and no progress.")]
 
@@ -123,6 +128,7 @@ def train(
     concrete: Annotated[
         bool, typer.Option("--concrete", help="Learn the rates (Concrete Dropout) where the recipe has dropout.")
     ] = False,
+    sets: SetsOption = "lac",
     repository: Repository = Path("artifacts"),
     as_json: Json = False,
 ) -> None:
@@ -144,6 +150,7 @@ def train(
         num_samples=num_samples,
         compare=compare,
         concrete=concrete,
+        calibration=CalibrationSettings(sets=sets),
         repository=repository,
     )
     with quiet_start():
@@ -325,12 +332,13 @@ def package(
     precision: Annotated[
         contract.Precision, typer.Option(help="Of the draws: bfloat16 is faster where products dominate, to 3 digits.")
     ] = "float32",
+    sets: SetsOption = "lac",
     repository: Repository = Path("artifacts"),
     as_json: Json = False,
 ) -> None:
     """Publish a trained Keras model, with its MC dropout variant, as the next version of NAME."""
     with quiet_start():
-        from models import bento_store
+        from models import bento_store, findings
         from models.package import package as publish_file
 
     classes = [label.strip() for label in labels.split(",")] if labels is not None else None
@@ -346,6 +354,7 @@ def package(
             seed=seed,
             masks=masks,
             precision=precision,
+            calibration_settings=CalibrationSettings(sets=sets),
         )
         tag = bento_store.import_artifact(folder)
     manifest = contract.read_manifest(folder)
@@ -357,6 +366,8 @@ def package(
         print(f"Published {manifest.name} {manifest.version} in {folder}, and in BentoML's store as {tag}.")
         for metric, value in manifest.metrics.get("calibration", {}).items():
             print(f"  {metric} {value:.3g} on the calibration rows, dropout off")
+        for line in findings.sentences(manifest.calibration) if manifest.calibration is not None else ():
+            print(f"  {line}")
 
 
 @app.command()

@@ -20,6 +20,8 @@ import numpy as np
 import tensorflow as tf
 
 from models import warmup
+from models.calibration import calibrate
+from models.calibration_settings import AS_USUAL, CalibrationSettings
 from models.contract import (
     DEFAULT_NUM_SAMPLES,
     DEFAULT_SEED,
@@ -56,7 +58,7 @@ from models.contract import (
 )
 from models.engine import Engine
 from models.heads import made_up
-from models.holdout import Holdout
+from models.holdout import Holdout, KnownRows
 from models.network import Network
 from models.stochastic import walk
 
@@ -78,7 +80,8 @@ def publish(
     features: list[Feature] | None = None,
     unit: str | None = None,
     examples: list[Any] | None = None,
-    holdout: Holdout | None = None,
+    holdout: Holdout | KnownRows | None = None,
+    calibration_settings: CalibrationSettings = AS_USUAL,
     metrics: Mapping[str, dict[str, float]] | None = None,
     training_data: TrainingData | None = None,
     training: Mapping[str, Any] | None = None,
@@ -94,7 +97,9 @@ def publish(
     features: the columns of the model's single input [N, F], or of its inputs [N], one each, in order; the model is
         then a table's.
     examples: rows in the JSON form of `instances`; made up where absent.
-    holdout: held-out rows: they give the examples, and figures under "calibration" beside `metrics`.
+    holdout: held-out rows: the draws are calibrated on them; they give figures under "calibration" beside `metrics`,
+        and examples where there are none.
+    calibration_settings: what is asked of that calibration.
     num_samples, seed: the artifact's defaults.
     masks: "balanced" halves the Monte Carlo variance of the default answer (not of other seeds).
     precision: "bfloat16" computes the draws, not the deterministic answer, in half precision.
@@ -114,10 +119,12 @@ def publish(
         )
         outputs = [head.output for head in engine.heads]
         measured = dict(metrics or {})
+        learned = None
         if holdout is not None:
             rows = holdout.matched(inputs, outputs)
-            measured["calibration"] = rows.figures(engine.deterministic)
-            examples = rows.examples(_MAX_EXAMPLES)
+            measured["calibration"] = rows.figures(engine.deterministic, specs)
+            learned = calibrate(engine, rows, calibration_settings)
+            examples = rows.examples(_MAX_EXAMPLES) if examples is None else examples
         if examples is None:
             examples = _made_up_examples(inputs)
         examples = examples[:_MAX_EXAMPLES]
@@ -138,6 +145,7 @@ def publish(
             masks=masks,
             precision=precision,
             signatures=signatures,
+            calibration=learned,
             metrics=measured,
             training_data=training_data,
             training=dict(training or {}),

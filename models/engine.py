@@ -52,12 +52,18 @@ class Engine:
         self.num_samples = num_samples
         self.seed = seed
         self.masks = masks
+        self.heads: list[Head] = []
         self._plan(task, labels, unit)
         self._keep_masks()
         self._suffix = self._suffix_function()
         self._deterministic = operation_by_operation(network.deterministic, self.input_specs)
 
     # The four computations of the signatures, and the adaptive one.
+
+    def calibrate(self, heads: list[Head]) -> None:
+        """From now on the draws and their summaries are as these heads make them; the deterministic answer stays."""
+        self.heads = heads
+        self._suffix = self._suffix_function()
 
     def deterministic(self, inputs: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
         """Dropout off: the trained network's own answer."""
@@ -104,6 +110,10 @@ class Engine:
             head.output.prefix + "draws": head.classes(values)
             for head, values in zip(self.heads, collected, strict=True)
         }
+
+    def served_draws(self, inputs: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
+        """The draws of `default`."""
+        return self.draws(inputs, tf.constant(self.num_samples), _int64(self.seed))
 
     def adaptive(
         self, inputs: Sequence[tf.Tensor], tolerance: tf.Tensor, max_samples: tf.Tensor, seed: tf.Tensor
@@ -158,7 +168,7 @@ class Engine:
         _, _, used, worst, *rest = tf.while_loop(
             more, look, variables, shape_invariants=[_loose(tensor) for tensor in variables], parallel_iterations=1
         )
-        answers = dict(zip(names, rest[: len(names)], strict=True))
+        answers = self._decided(dict(zip(names, rest[: len(names)], strict=True)))
         return {**answers, "num_samples": used, "converged": worst <= tolerance}
 
     # How it is done.
@@ -183,7 +193,7 @@ class Engine:
         tf.function(dry, autograph=False).get_concrete_function(*self.input_specs)
         self._read = read
         self.noises = noises
-        self.heads: list[Head] = heads_of(self.network, shapes, task, labels, unit, self.input_specs)
+        self.heads = heads_of(self.network, shapes, task, labels, unit, self.input_specs)
         self._draw_shapes = [_draw_shape(head) for head in self.heads]
 
     def _keep_masks(self) -> None:
@@ -243,7 +253,7 @@ class Engine:
             outputs, _ = self.network.suffix(dict(zip(self._read, prefix, strict=True)), draws)
             quantities = []
             for head, shape, tensor in zip(self.heads, self._draw_shapes, outputs, strict=True):
-                folded = head.quantity(tensor)
+                folded = head.draw(tensor)
                 free = None in folded.shape[1:]
                 sizes = tf.shape(folded)[1:] if free else folded.shape[1:]
                 apart = tf.reshape(folded, tf.concat([[-1, count], sizes], axis=0) if free else [-1, count, *sizes])
@@ -327,7 +337,13 @@ class Engine:
             lambda: answer(self._moments(prefix, 0, count, seed)),
             lambda: answer(self._run(prefix, tf.constant(0), count, seed)),
         )
-        return dict(zip(names, answers, strict=True))
+        return self._decided(dict(zip(names, answers, strict=True)))
+
+    def _decided(self, answers: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """The summaries, and what follows from them by calibration."""
+        for head in self.heads:
+            answers = answers | head.decisions(answers)
+        return answers
 
     def _moments(self, prefix: list[tf.Tensor], first: Any, count: Any, seed: Any) -> list[Moments]:
         """Moments of one chunk."""

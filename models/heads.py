@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from models import statistics
-from models.contract import ArtifactError, ModelOutput, Task
+from models import conformal, statistics, temperature
+from models.contract import DEFAULT_COVERAGE, ArtifactError, ModelOutput, OutputCalibration, Task, Temperature
 from models.network import Network
 from models.statistics import Moments
 
@@ -33,6 +33,10 @@ class Head:
     binary: bool
     # The network's tensor has a last axis of size 1 that the answer does not have.
     squeeze: bool
+    # What held-out rows taught of its draws, which applies it; None until then.
+    calibration: OutputCalibration | None = None
+    # Of the prediction sets.
+    coverage: float = DEFAULT_COVERAGE
 
     @property
     def is_classification(self) -> bool:
@@ -48,6 +52,14 @@ class Head:
         if self.link == "sigmoid":
             return tf.sigmoid(values)
         return values
+
+    def draw(self, tensor: tf.Tensor) -> tf.Tensor:
+        """`quantity` of a draw: at the temperature of the calibration."""
+        values = self.quantity(tensor)
+        fit = self.calibration.fit if self.calibration is not None else None
+        if not isinstance(fit, Temperature) or fit.value == 1.0:
+            return values
+        return temperature.applied(values, fit.value, self.binary)
 
     def classes(self, values: tf.Tensor) -> tf.Tensor:
         """Both classes' probabilities where one number stands for two: [...] -> [..., 2]."""
@@ -101,6 +113,18 @@ class Head:
                 "upper": upper,
             }
         return {self.output.prefix + name: value for name, value in answers.items()}
+
+    def decisions(self, answers: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """What follows from the summary by the calibration: prediction sets [N, K] and whether to abstain [N]."""
+        known, prefix = self.calibration, self.output.prefix
+        found: dict[str, tf.Tensor] = {}
+        if known is not None and known.conformal is not None:
+            probabilities = answers[prefix + "probabilities"]
+            found["prediction_set"] = conformal.prediction_set(probabilities, known.conformal, self.coverage)
+        if known is not None and known.abstention is not None:
+            confidence = tf.reduce_max(answers[prefix + "probabilities"], axis=-1)
+            found["abstain"] = confidence < known.abstention.threshold
+        return {prefix + name: value for name, value in found.items()}
 
 
 def _activation(symbol: Any) -> str | None:

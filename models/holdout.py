@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,12 @@ from models.contract import ArtifactError, ModelInput, ModelOutput
 Array = NDArray[Any]
 
 X, Y = "x", "y"
-# Rows a call of the network.
+# Rows a call of the network, and numbers of an answer that a call may make at most.
 _BATCH = 256
+_BATCH_NUMBERS = 2**24
+
+# A computation of the network: its flat inputs in, tensors with rows first out.
+Answer = Callable[[list[tf.Tensor]], dict[str, tf.Tensor]]
 
 
 class HoldoutError(ArtifactError):
@@ -140,6 +144,25 @@ class Holdout:
 
 
 @dataclass(frozen=True)
+class KnownRows:
+    """Held-out rows of whoever made the network: their arrays fit it as they are."""
+
+    # [N, ...] by input name.
+    inputs: Mapping[str, Array]
+    # One array [N, ...] for each output, in the network's order: class numbers or values.
+    targets: Sequence[Array]
+
+    def matched(self, inputs: Sequence[ModelInput], outputs: Sequence[ModelOutput]) -> Rows:
+        """The rows as the network's inputs and outputs want them."""
+        dtypes = [np.int64 if output.task == "classification" else np.float64 for output in outputs]
+        return Rows(
+            {item.name: self.inputs[item.name] for item in inputs},
+            list(outputs),
+            [target.astype(dtype) for target, dtype in zip(self.targets, dtypes, strict=True)],
+        )
+
+
+@dataclass(frozen=True)
 class Rows:
     """Held-out rows that fit a network."""
 
@@ -156,22 +179,44 @@ class Rows:
             return list(*columns.values())
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
-    def figures(self, answer: Callable[[list[tf.Tensor]], dict[str, tf.Tensor]]) -> dict[str, float]:
+    @property
+    def count(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    def first(self, count: int) -> Rows:
+        return replace(
+            self,
+            inputs={name: array[:count] for name, array in self.inputs.items()},
+            targets=[target[:count] for target in self.targets],
+        )
+
+    def run(self, answer: Answer, specs: Sequence[tf.TensorSpec], numbers: int = 1) -> dict[str, Array]:
+        """What a computation says of every row, call by call. specs: of the inputs; numbers: of one row's answer."""
+        run = tf.function(lambda *inputs: answer(list(inputs)), autograph=False).get_concrete_function(*specs)
+        arrays = list(self.inputs.values())
+        batch = min(max(_BATCH_NUMBERS // numbers, 1), _BATCH)
+        answers = [
+            run(
+                *[
+                    tf.constant(array[start : start + batch], spec.dtype)
+                    for array, spec in zip(arrays, specs, strict=True)
+                ]
+            )
+            for start in range(0, self.count, batch)
+        ]
+        return {name: np.concatenate([part[name].numpy() for part in answers]) for name in answers[0]}
+
+    def figures(self, answer: Answer, specs: Sequence[tf.TensorSpec]) -> dict[str, float]:
         """Figures of `answer`, the network with dropout off; with several outputs their names are prefixed.
 
         Classification: accuracy; nll, the mean negative log-likelihood in nats; brier, the squared error summed over
         the classes (Brier 1950). Regression: rmse and mae in the target's unit.
         """
-        run = tf.function(answer, autograph=False)
-        arrays = list(self.inputs.values())
-        answers = [
-            run([tf.convert_to_tensor(array[start : start + _BATCH]) for array in arrays])
-            for start in range(0, len(arrays[0]), _BATCH)
-        ]
+        answers = self.run(answer, specs)
         found: dict[str, float] = {}
         for output, target in zip(self.outputs, self.targets, strict=True):
             key, measure = ("probabilities", _classification) if output.labels else ("mean", _regression)
-            values = np.concatenate([batch[output.prefix + key].numpy() for batch in answers]).astype(np.float64)
+            values = answers[output.prefix + key].astype(np.float64)
             found |= {output.prefix + name: value for name, value in measure(values, target).items()}
         return found
 

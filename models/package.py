@@ -16,6 +16,7 @@ import h5py
 import keras
 
 from models.artifact import publish
+from models.calibration_settings import AS_USUAL, CalibrationSettings
 from models.contract import DEFAULT_NUM_SAMPLES, DEFAULT_SEED, ArtifactError, Masks, Precision, Task, check_name
 from models.holdout import Holdout
 
@@ -42,10 +43,11 @@ def package(
     seed: int = DEFAULT_SEED,
     masks: Masks = "independent",
     precision: Precision = "float32",
+    calibration_settings: CalibrationSettings = AS_USUAL,
 ) -> Path:
     """Publish the model saved at `path` (.keras or .h5) as the next version of `name`; return its folder.
 
-    calibration: an .npz file of held-out rows, see `models.holdout`.
+    calibration: an .npz file of held-out rows, see `models.holdout`; the draws are calibrated on them.
     Raises ArtifactError (one line) where the file, its layers, the labels or the rows cannot be honoured; the
     repository is then unchanged.
     """
@@ -67,6 +69,7 @@ def package(
                 seed=seed,
                 masks=masks,
                 precision=precision,
+                calibration_settings=calibration_settings,
             )
     except ArtifactError:
         raise

@@ -13,7 +13,7 @@ INTERVAL_COVERAGE = 0.9
 # Fewer draws cannot show the 5 % and 95 % quantiles.
 MIN_QUANTILE_DRAWS = 20
 
-_SMALLEST_NORMAL = 1.1754944e-38
+SMALLEST_NORMAL = 1.1754944e-38
 
 
 class Moments(NamedTuple):
@@ -33,10 +33,10 @@ def entropy(probabilities: tf.Tensor, binary: bool) -> tf.Tensor:
 
     0 log 0 is 0, exactly: the logarithm's argument is kept at the smallest normal number, where x log x vanishes.
     """
-    terms = -probabilities * tf.math.log(tf.maximum(probabilities, _SMALLEST_NORMAL))
+    terms = -probabilities * tf.math.log(tf.maximum(probabilities, SMALLEST_NORMAL))
     if binary:
         others = 1.0 - probabilities
-        return terms - others * tf.math.log(tf.maximum(others, _SMALLEST_NORMAL))
+        return terms - others * tf.math.log(tf.maximum(others, SMALLEST_NORMAL))
     return tf.reduce_sum(terms, axis=-1)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from models.artifact import publish
 from models.bento_store import import_artifact
 from models.contract import DEFAULT_SEED, Manifest, TrainingData, read_manifest
+from models.holdout import KnownRows
 from training import model_report
 from training.comparison import Variant, alternatives, fit_variant, place
 from training.concrete import RatesVanished, learn_rates
@@ -73,6 +74,8 @@ def train(plan: Plan, reporter: Reporter) -> Published:
             labels=list(data.labels) or None,
             features=data.features(rows.train),
             examples=data.instances(example_rows(data, rows)),
+            holdout=KnownRows(data.tensors(rows.calibration), [data.y[rows.calibration]]),
+            calibration_settings=plan.calibration,
             metrics={"test": chosen.metrics},
             training_data=described,
             training={

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.calibration_settings import AS_USUAL, CalibrationSettings
 from models.contract import Task, check_name
 from training import images, tables
 from training.datasets import DATASETS, Dataset, check_known, load
@@ -53,6 +54,8 @@ class Plan:
     compare: bool
     # Whether the rates are learned by Concrete Dropout where the recipe has dropout.
     concrete: bool = False
+    # What is asked of the calibration.
+    calibration: CalibrationSettings = AS_USUAL
 
 
 def plan(
@@ -70,6 +73,7 @@ def plan(
     epochs: int | None = None,
     compare: bool = False,
     concrete: bool = False,
+    calibration: CalibrationSettings = AS_USUAL,
 ) -> Plan:
     """Check the request and load its data. None stands for the data set's default.
 
@@ -83,7 +87,7 @@ def plan(
     chosen = changed(recipe_of(loaded), visible_dropout=visible_dropout, hidden_dropout=hidden_dropout, epochs=epochs)
     if not chosen.is_stochastic:
         raise NothingStochastic(data)
-    return Plan(loaded, name, repository, chosen, seed, num_samples, compare, concrete)
+    return Plan(loaded, name, repository, chosen, seed, num_samples, compare, concrete, calibration)
 
 
 def dataset(data: str, target: str | None = None, types: Sequence[str] = (), task: Task | None = None) -> Dataset:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from models import findings
 from training.datasets import MISSING, Dataset
 from training.pipeline import Published
 
@@ -78,11 +79,13 @@ def document(published: Published) -> dict[str, Any]:
 def sentences(published: Published) -> str:
     """For a person, before the table."""
     manifest, data = published.manifest, published.training_data
+    lines = findings.sentences(manifest.calibration) if manifest.calibration is not None else []
+    calibration = "".join(f"  {line}\n" for line in lines)
     return (
         f"Published {manifest.name} {manifest.version} in {published.folder}, "
         f"and in BentoML's store as {published.bento_tag}.\n"
-        f"{data.train_rows} rows trained it, {data.calibration_rows} are kept for calibration, "
-        f"{data.test_rows} test it:\n"
+        f"{data.train_rows} rows trained it, {data.calibration_rows} calibrate it, {data.test_rows} test it.\n"
+        f"{calibration}"
     )
 
 

@@ -1,0 +1,109 @@
+"""Calibration: what held-out rows say of the draws that are served, fitted at packaging and applied in the graph.
+
+calibration = calibrate(engine, rows, CalibrationSettings())   # from then on the engine's heads apply it
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from models import abstention, conformal, temperature
+from models.calibration_settings import CalibrationSettings
+from models.contract import (
+    DEFAULT_COVERAGE,
+    REFERENCE_LEVELS,
+    Calibration,
+    OutputCalibration,
+    UncertaintyReference,
+)
+from models.engine import Engine
+from models.heads import Head
+from models.holdout import Array, Rows
+
+
+def calibrate(engine: Engine, rows: Rows, settings: CalibrationSettings) -> Calibration:
+    """Fit every output on the rows, with the artifact's own draws; from now on the engine applies it.
+
+    What an output's shape or the rows do not allow stays off, and `warnings` says so.
+    """
+    coverage = DEFAULT_COVERAGE
+    fitted = [_fitted(engine, head, rows, target) for head, target in zip(engine.heads, rows.targets, strict=True)]
+    engine.calibrate(fitted)
+    answers = rows.run(engine.default, engine.input_specs)
+    judged = [
+        _judged(head, answers, target, settings, coverage)
+        for head, target in zip(engine.heads, rows.targets, strict=True)
+    ]
+    engine.calibrate(judged)
+    withheld = rows.run(engine.default, engine.input_specs)
+    engine.calibrate([_referred(head, withheld) for head in engine.heads])
+    return Calibration(
+        rows=rows.count, coverage=coverage, outputs={head.output.name: _known(head) for head in engine.heads}
+    )
+
+
+def _known(head: Head) -> OutputCalibration:
+    return head.calibration if head.calibration is not None else OutputCalibration(fit=None)
+
+
+def _is_one_choice(head: Head) -> bool:
+    """Whether a row has one class: no sequences or maps of them."""
+    return head.is_classification and len(head.output.shape) == 1
+
+
+def _fitted(engine: Engine, head: Head, rows: Rows, target: Array) -> Head:
+    """The head with what is fitted on its draws."""
+    if not _is_one_choice(head):
+        shape = head.output.shape
+        what = f"a {head.output.task} of shape {shape} a row" if shape else "a regression"
+        known = OutputCalibration(fit=None, warnings=[f"{what} is not calibrated"])
+        return replace(head, calibration=known)
+    classes = len(head.output.labels or ())
+    draws = rows.first(temperature.usable_rows((rows.count, engine.num_samples, classes))).run(
+        lambda inputs: {"": engine.served_draws(inputs)[head.output.prefix + "draws"]},
+        engine.input_specs,
+        engine.num_samples * classes,
+    )[""]
+    found, reason = temperature.fit(draws, target)
+    known = OutputCalibration(fit=found, warnings=[] if reason is None else [reason])
+    return replace(head, calibration=known)
+
+
+def _judged(
+    head: Head, answers: dict[str, Array], target: Array, settings: CalibrationSettings, coverage: float
+) -> Head:
+    """The head with its prediction sets and its abstention, from the answers that are served with the fit."""
+    if not _is_one_choice(head):
+        return head
+    known = _known(head)
+    probabilities = answers[head.output.prefix + "probabilities"]
+    scores = conformal.of_classes(probabilities, target, settings.sets)
+    few = conformal.too_few(scores, coverage, head.output.labels or [])
+    right = probabilities.argmax(axis=1) == target
+    update = {
+        "conformal": scores,
+        "abstention": abstention.of_confidence(probabilities.max(axis=1), right),
+        "warnings": known.warnings + ([] if few is None else [few]),
+    }
+    return replace(head, calibration=known.model_copy(update=update), coverage=coverage)
+
+
+def _referred(head: Head, answers: dict[str, Array]) -> Head:
+    """The head with the quantiles of its statistics: what a server compares its traffic with."""
+    prefix = head.output.prefix
+    names = {
+        name: quantiles(answers[prefix + name])
+        for name in UncertaintyReference.model_fields
+        if prefix + name in answers and answers[prefix + name].ndim == 1
+    }
+    share = float(answers[prefix + "abstain"].mean()) if prefix + "abstain" in answers else None
+    reference = UncertaintyReference(**names, abstention_share=share)
+    return replace(head, calibration=_known(head).model_copy(update={"reference": reference}))
+
+
+def quantiles(values: Array) -> list[float]:
+    """At REFERENCE_LEVELS, ascending."""
+    found = np.quantile(values.astype(np.float64), REFERENCE_LEVELS)
+    return np.maximum.accumulate(found).tolist()

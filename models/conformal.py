@@ -1,0 +1,75 @@
+"""Split conformal prediction: scores of held-out rows, and the sets and intervals that follow, in the graph.
+
+A class belongs to the set where its own score is at most the threshold of the held-out rows' scores, whose rank
+`ConformalScores.thresholds` says.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from models.calibration_settings import Sets
+from models.contract import ConformalScores
+
+Array = NDArray[Any]
+
+# Rows whose scores are kept at most, the first ones: beyond, a coverage is known to a third of a percent.
+MOST_ROWS = 10_000
+# Scores are kept in such steps, and one step up, so that sums of float32 in another order stay on the right side of a
+# threshold. A larger score is a wider set: the guarantee stays.
+_STEP = 1e-6
+
+
+def class_scores(probabilities: tf.Tensor, kind: str) -> tf.Tensor:
+    """Each class's score [N, K] of probabilities [N, K]."""
+    if kind == "lac":
+        return 1.0 - probabilities
+    # Sum of what is at least as probable, ties included.
+    ordered = tf.sort(probabilities, axis=-1, direction="DESCENDING")
+    not_less = tf.searchsorted(-ordered, -probabilities, side="right")
+    return tf.gather(tf.cumsum(ordered, axis=-1), not_less - 1, batch_dims=1)
+
+
+def of_classes(probabilities: Array, classes: Array, sets: Sets) -> ConformalScores:
+    """The scores of rows with these answers [N, K] (float32, as served) and true classes [N]."""
+    probabilities, classes = probabilities[:MOST_ROWS], classes[:MOST_ROWS]
+    kind: Literal["lac", "aps"] = "aps" if sets == "aps" else "lac"
+    every = class_scores(tf.constant(probabilities, tf.float32), kind).numpy()
+    scores = np.take_along_axis(every, classes[:, None], axis=1)[:, 0]
+    if sets != "class":
+        return ConformalScores(kind=kind, scores=[_listed(scores)])
+    by_class = [_listed(scores[classes == number]) for number in range(probabilities.shape[1])]
+    return ConformalScores(kind=kind, scores=by_class, by_class=True)
+
+
+def prediction_set(probabilities: tf.Tensor, conformal: ConformalScores, coverage: float) -> tf.Tensor:
+    """Which classes are in the set: bool [N, K]. Too few rows make it the full set."""
+    thresholds = tf.constant(conformal.thresholds(coverage), tf.float32)
+    return class_scores(probabilities, conformal.kind) <= thresholds
+
+
+def too_few(conformal: ConformalScores, coverage: float, labels: list[str]) -> str | None:
+    """The sentence for an infinite threshold."""
+    wanted = conformal.rows_wanted(coverage)
+    short = [place for place, scores in enumerate(conformal.scores) if len(scores) < wanted]
+    if not short:
+        return None
+    place = short[0]
+    whose = f"of class {labels[place]!r} " if conformal.by_class else ""
+    what = "interval is infinite" if conformal.kind == "interval" else "prediction set holds every class"
+    if conformal.by_class:
+        what = f"prediction set always holds {', '.join(repr(labels[number]) for number in short)}"
+    return (
+        f"at a coverage of {coverage:.0%} the {what}: {len(conformal.scores[place])} calibration rows {whose}found, "
+        f"{wanted} wanted"
+    )
+
+
+def _listed(scores: Array) -> list[float]:
+    steps = np.rint(scores.astype(np.float64) / _STEP) + 1
+    # Divided, so that the manifest shows six decimals.
+    return np.sort(steps / round(1 / _STEP)).tolist()

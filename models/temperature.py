@@ -1,0 +1,120 @@
+"""Temperature of a classification's draws: fitted on held-out rows, kept only where cross-validation shows a gain.
+
+Arrays are NumPy's: draws [N, T, K] of probabilities, classes [N].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from sklearn.model_selection import KFold
+
+from models.contract import Temperature
+from models.statistics import SMALLEST_NORMAL
+
+Array = NDArray[Any]
+
+# Folds of the cross-validation that decides, at most.
+FOLDS = 5
+# Fewer rows say nothing of a temperature.
+MIN_ROWS = 10
+# Numbers of the draws at most: one parameter needs no more, and its search goes over them some hundred times.
+MOST_NUMBERS = 2**22
+# A factor of four either way: below, draws would be votes and no probabilities.
+LOG_BOUND = float(np.log(4.0))
+# Standard deviation of log T before any row is seen. On a few dozen rows, all right or nearly so, the likelihood alone
+# runs to T = 0, and one wrong row that nobody held out then costs everything; a few hundred rows outweigh it.
+LOG_PRIOR = 0.5
+_ECE_BINS = 15
+
+
+def fit(draws: Array, classes: Array) -> tuple[Temperature, str | None]:
+    """The temperature of these rows, and the sentence that says why it stays off (value 1), if it does.
+
+    It minimises the negative log-likelihood of the mean over the draws (Guo et al. 2017: of one softmax), with a normal
+    prior on log T around 0.
+    """
+    rows = usable_rows(draws.shape)
+    logs, classes = logarithms(draws[:rows]), classes[:rows]
+    before = answers(logs, 1.0)
+    nll_before, ece_before = nll(before, classes), expected_calibration_error(before, classes)
+    if len(classes) < MIN_ROWS:
+        off = Temperature(
+            value=1.0, nll_before=nll_before, nll_after=nll_before, ece_before=ece_before, ece_after=ece_before
+        )
+        return off, f"temperature stays off: {len(classes)} calibration rows found, {MIN_ROWS} wanted at least"
+    after = cross_validated(logs, classes)
+    nll_after, ece_after = nll(after, classes), expected_calibration_error(after, classes)
+    is_better = nll_after < nll_before
+    found = Temperature(
+        value=minimiser(logs, classes) if is_better else 1.0,
+        nll_before=nll_before,
+        nll_after=nll_after,
+        ece_before=ece_before,
+        ece_after=ece_after,
+    )
+    reason = f"in cross-validation it takes the NLL from {nll_before:.4g} to {nll_after:.4g}"
+    return found, None if is_better else f"temperature stays off: {reason}"
+
+
+def applied(draws: tf.Tensor, temperature: float, binary: bool) -> tf.Tensor:
+    """softmax(log p / T) in the graph: draws [..., K], or with `binary` of the second of two classes [...]."""
+    logs = tf.math.log(tf.maximum(draws, SMALLEST_NORMAL))
+    if not binary:
+        return tf.nn.softmax(logs / temperature)
+    others = tf.math.log(tf.maximum(1.0 - draws, SMALLEST_NORMAL))
+    return tf.sigmoid((logs - others) / temperature)
+
+
+def usable_rows(shape: tuple[int, ...]) -> int:
+    """Of draws of this shape [N, T, K], the rows that are used: the first ones."""
+    return min(shape[0], max(MIN_ROWS, MOST_NUMBERS // (shape[1] * shape[2])))
+
+
+def logarithms(draws: Array) -> Array:
+    return np.log(np.maximum(draws, np.float32(SMALLEST_NORMAL)))
+
+
+def answers(logs: Array, temperature: float) -> Array:
+    """The mean over the draws of softmax(log p / T): [N, K], float64."""
+    if temperature == 1.0:
+        return np.exp(logs).mean(axis=1, dtype=np.float64)
+    scaled = logs / np.float32(temperature)
+    scaled -= scaled.max(axis=-1, keepdims=True)
+    np.exp(scaled, out=scaled)
+    scaled /= scaled.sum(axis=-1, keepdims=True)
+    return scaled.mean(axis=1, dtype=np.float64)
+
+
+def minimiser(logs: Array, classes: Array) -> float:
+    def cost(log: float) -> float:
+        return nll(answers(logs, float(np.exp(log))), classes) * len(classes) + (log / LOG_PRIOR) ** 2 / 2
+
+    found = minimize_scalar(cost, bounds=(-LOG_BOUND, LOG_BOUND), method="bounded", options={"xatol": 1e-4})
+    return float(np.exp(found.x))
+
+
+def cross_validated(logs: Array, classes: Array) -> Array:
+    """Each row's answer at the temperature of the other folds' rows: [N, K]."""
+    found = np.empty((logs.shape[0], logs.shape[2]))
+    for rest, fold in KFold(FOLDS, shuffle=True, random_state=0).split(classes):
+        found[fold] = answers(logs[fold], minimiser(logs[rest], classes[rest]))
+    return found
+
+
+def nll(probabilities: Array, classes: Array) -> float:
+    """Mean negative log-likelihood, nats."""
+    chosen = np.take_along_axis(probabilities, classes[:, None], axis=1)
+    return float(-np.log(np.maximum(chosen, SMALLEST_NORMAL)).mean())
+
+
+def expected_calibration_error(probabilities: Array, classes: Array) -> float:
+    """|accuracy - confidence| over 15 bins of the confidence, of equal width, weighted by rows (Naeini et al. 2015)."""
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == classes
+    bins = np.minimum((confidence * _ECE_BINS).astype(np.int64), _ECE_BINS - 1)
+    gaps = np.bincount(bins, weights=right - confidence, minlength=_ECE_BINS)
+    return float(np.abs(gaps).sum() / len(classes))

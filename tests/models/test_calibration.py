@@ -1,0 +1,112 @@
+"""Calibration inside an artifact: the graph answers what the manifest says."""
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from models.artifact import publish
+from models.calibration_settings import CalibrationSettings
+from models.contract import Temperature
+from models.holdout import KnownRows
+from tests.models import networks, oracle
+from tests.models.artifacts import Artifact
+
+ROWS = 300
+
+
+def tiny_rows(count: int = ROWS, seed: int = 0) -> KnownRows:
+    """Rows for `networks.tiny_net`, of classes that its answers overstate: a temperature above 1 is right."""
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(count, 4)).astype(np.float32)
+    logits = np.log(np.asarray(networks.tiny_net()(x, training=False))) / 2.5
+    return KnownRows({"x": x}, [np.array([random.choice(3, p=row) for row in softmax(logits.astype(float), axis=1)])])
+
+
+@pytest.fixture(scope="module")
+def plain(repository) -> Artifact:
+    return Artifact(publish(networks.tiny_net(), name="plain", repository=repository))
+
+
+@pytest.fixture(scope="module", params=["lac", "aps", "class"])
+def calibrated(repository, request) -> Artifact:
+    return Artifact(
+        publish(
+            networks.tiny_net(),
+            name=f"calibrated-{request.param}",
+            repository=repository,
+            holdout=tiny_rows(),
+            calibration_settings=CalibrationSettings(sets=request.param),
+        )
+    )
+
+
+def known(artifact: Artifact):
+    assert artifact.manifest.calibration is not None
+    [found] = artifact.manifest.calibration.outputs.values()
+    return found
+
+
+def test_draws_are_tempered_and_every_statistic_follows_from_them(calibrated, plain):
+    fit = known(calibrated).fit
+    assert isinstance(fit, Temperature)
+    assert fit.value > 1.2
+    assert fit.nll_after < fit.nll_before
+    x = np.random.default_rng(5).normal(size=(7, 4)).astype(np.float32)
+    draws = calibrated.draws(x, 100)
+    expected = softmax(np.log(plain.draws(x, 100).astype(np.float64)) / fit.value, axis=-1)
+    np.testing.assert_allclose(draws, expected, atol=1e-6)
+    found, own = calibrated.answer("mc_predict", x), oracle.statistics(draws)
+    np.testing.assert_allclose(found["probabilities"], draws.mean(axis=1), atol=2e-6)
+    np.testing.assert_allclose(found["std"], draws.std(axis=1, ddof=1), atol=1e-5)
+    for name in ("predictive_entropy", "mutual_information"):
+        np.testing.assert_allclose(found[name], own[name], atol=2e-6)
+    same = plain.answer("serving_default", x)["probabilities"]
+    np.testing.assert_array_equal(calibrated.answer("serving_default", x)["probabilities"], same)
+
+
+def test_sets_and_abstention_are_what_the_manifest_says(calibrated):
+    learned, x = known(calibrated), np.random.default_rng(6).normal(size=(400, 4)).astype(np.float32)
+    thresholds = learned.conformal.thresholds(0.9)
+    for answer in (calibrated.answer("mc_predict", x), calibrated.sample(x, 100), calibrated.adaptive(x, 0.02, 300)):
+        p = answer["probabilities"]
+        scores = 1 - p
+        if learned.conformal.kind == "aps":
+            scores = ((p[:, None, :] >= p[:, :, None]) * p[:, None, :]).sum(axis=2)
+        clear = np.abs(scores - thresholds) > 1e-6
+        np.testing.assert_array_equal(answer["prediction_set"][clear], (scores <= thresholds)[clear])
+        np.testing.assert_array_equal(answer["abstain"], p.max(axis=1) < np.float32(learned.abstention.threshold))
+    assert 0.01 < answer["abstain"].mean() < 0.2
+
+
+def test_figures_are_those_of_the_served_answers_to_the_calibration_rows(calibrated):
+    rows, learned = tiny_rows(), known(calibrated)
+    answer = calibrated.answer("mc_predict", rows.inputs["x"])
+    given = ~answer["abstain"]
+    right = answer["probabilities"].argmax(axis=1) == rows.targets[0]
+    assert calibrated.manifest.calibration.rows == ROWS
+    assert learned.abstention.answered_share == pytest.approx(0.95, abs=0.01)
+    assert learned.abstention.answered_share == pytest.approx(given.mean())
+    assert learned.abstention.error == pytest.approx(1 - right[given].mean())
+    assert learned.reference.abstention_share == pytest.approx(1 - given.mean())
+    for name in ("predictive_entropy", "mutual_information"):
+        quantiles = np.quantile(answer[name], np.linspace(0, 1, 11))
+        np.testing.assert_allclose(getattr(learned.reference, name), quantiles, atol=1e-5)
+    # The rows themselves are covered as their rank says, or a little more often.
+    covered = answer["prediction_set"][np.arange(ROWS), rows.targets[0]]
+    assert covered.mean() >= 0.9
+
+
+def test_a_row_is_answered_alike_alone_and_among_others(calibrated):
+    x = np.random.default_rng(8).normal(size=(40, 4)).astype(np.float32)
+    together = calibrated.sample(x, 60, 3)
+    for rows in ([7], [3, 1, 30]):
+        for name, values in calibrated.sample(x[rows], 60, 3).items():
+            np.testing.assert_allclose(values.astype(float), together[name][rows].astype(float), atol=1e-6)
+
+
+def test_with_too_few_rows_everything_stays_off_and_says_so(repository):
+    few = Artifact(publish(networks.tiny_net(), name="few", repository=repository, holdout=tiny_rows(5)))
+    learned = known(few)
+    assert learned.fit.value == 1.0
+    assert len(learned.warnings) == 2
+    assert few.sample(np.zeros((3, 4), np.float32), 30)["prediction_set"].all()
