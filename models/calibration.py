@@ -45,7 +45,7 @@ def calibrate(engine: Engine, rows: Rows, settings: CalibrationSettings) -> Cali
 
 
 def _known(head: Head) -> OutputCalibration:
-    return head.calibration if head.calibration is not None else OutputCalibration(fit=None)
+    return head.calibration if head.calibration is not None else OutputCalibration()
 
 
 def _is_one_choice(head: Head) -> bool:
@@ -58,7 +58,7 @@ def _fitted(engine: Engine, head: Head, rows: Rows, target: Array) -> Head:
     if not _is_one_choice(head):
         shape = head.output.shape
         what = f"a {head.output.task} of shape {shape} a row" if shape else "a regression"
-        known = OutputCalibration(fit=None, warnings=[f"{what} is not calibrated"])
+        known = OutputCalibration(warnings=[f"{what} is not calibrated"])
         return replace(head, calibration=known)
     classes = len(head.output.labels or ())
     draws = rows.first(temperature.usable_rows((rows.count, engine.num_samples, classes))).run(
