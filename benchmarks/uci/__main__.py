@@ -3,7 +3,8 @@
     python -m benchmarks.uci --data DIR                       all nine; stop it at any time, the same command goes on
     python -m benchmarks.uci --data DIR --sets yacht --splits 0-4
     python -m benchmarks.uci --data DIR --report              the table of what is done, nothing is run
-    python -m benchmarks.uci --data DIR --quick               a few minutes' look, not the protocol
+    python -m benchmarks.uci --data DIR --quick               a look, not the protocol
+    python -m benchmarks.uci --data DIR --beyond              ensembles with learned noise on the same splits
 
 The reference: Gal & Ghahramani 2016, the authors' run of 2018, one hidden layer. benchmarks/README.md has the protocol.
 """
@@ -11,17 +12,43 @@ The reference: Gal & Ghahramani 2016, the authors' run of 2018, one hidden layer
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.uci import pool, protocol, results, sets
-from benchmarks.uci.comparison import paired
+from benchmarks.uci import beyond, pool, protocol, results, sets
+from benchmarks.uci.comparison import DEEP_ENSEMBLES, Paired, paired
 
+Figure = Literal["rmse", "ll"]
+FIGURES: tuple[tuple[Figure, str], ...] = (("rmse", "RMSE"), ("ll", "log-likelihood"))
 QUICK_SETS, QUICK_SPLITS, QUICK_EPOCHS = "yacht,bostonHousing", "0-1", 200
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is done of a set."""
+
+    data: sets.RegressionSet
+    records: list[dict[str, Any]]
+    # All splits, as many epochs as they should have.
+    whole: bool
+
+    @property
+    def count(self) -> str:
+        return f"{len(self.records)}/{len(self.data.splits)}"
+
+    def paired(self, figure: Figure) -> Paired:
+        """Beside the reference on the splits that are done."""
+        theirs = getattr(self.data.reference, figure)[[record["split"] for record in self.records]]
+        return paired([record[figure] for record in self.records], theirs, higher_is_better=figure == "ll")
+
+    def said(self, word: str) -> str:
+        return word if self.whole else f"({word})"
+
 
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
 
@@ -35,6 +62,7 @@ def main(
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the protocol's, 4,000 or 2,000.")] = None,
     processes: Annotated[int, typer.Option(min=1, help="One core each.")] = 2,
     quick: Annotated[bool, typer.Option(help="Two small sets, two splits, 200 epochs.")] = False,
+    further: Annotated[bool, typer.Option("--beyond", help="Not the protocol: better nets, the same splits.")] = False,
     report: Annotated[bool, typer.Option(help="Only the table of what is done.")] = False,
 ) -> None:
     """Run what is not done yet, then print the table."""
@@ -46,20 +74,29 @@ def main(
     except sets.DataError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
-    own_epochs = {one.name: epochs or one.epochs for one in chosen}
+    work = beyond.run if further else protocol.run
+    usual = {one.name: beyond.default_epochs(one) if further else one.epochs for one in chosen}
+    own_epochs = {name: epochs or count for name, count in usual.items()}
+    files = {one.name: out / f"{one.name}{'.beyond' if further else ''}.jsonl" for one in chosen}
     if not report:
         queue = []
         for one in chosen:
-            done = results.by_split(results.read(out / f"{one.name}.jsonl"), own_epochs[one.name])
+            done = results.by_split(results.read(files[one.name]), own_epochs[one.name])
             queue += pool.batches(one, [at for at in wanted[one.name] if at not in done], own_epochs[one.name])
         start = time.perf_counter()
-        for number, (batch, records) in enumerate(pool.run(protocol.run, data, queue, processes), 1):
-            results.append(out / f"{batch.set_name}.jsonl", records)
+        for number, (batch, records) in enumerate(pool.run(work, data, queue, processes), 1):
+            results.append(files[batch.set_name], records)
             at = ", ".join(map(str, batch.splits))
             typer.echo(
                 f"{time.perf_counter() - start:6.0f} s  {number}/{len(queue)}  {batch.set_name}: split {at}", err=True
             )
-    print_table(chosen, wanted, own_epochs, out)
+    runs = []
+    for one in chosen:
+        done = results.by_split(results.read(files[one.name]), own_epochs[one.name])
+        records = [done[split] for split in wanted[one.name] if split in done]
+        whole = len(records) == len(one.splits) and own_epochs[one.name] == usual[one.name]
+        runs.append(Run(one, records, whole))
+    (print_beyond if further else print_protocol)(runs)
 
 
 def split_numbers(text: str | None, data: sets.RegressionSet) -> list[int]:
@@ -78,40 +115,62 @@ def split_numbers(text: str | None, data: sets.RegressionSet) -> list[int]:
     return sorted(set(numbers))
 
 
-def print_table(
-    chosen: list[sets.RegressionSet], wanted: dict[str, list[int]], epochs: dict[str, int], out: Path
-) -> None:
+def print_protocol(runs: list[Run]) -> None:
     """Each set's means beside the reference's on the same splits, the paired differences, and what came of it."""
     table = Table("set", "splits", "figure", "ours", "reference", "difference ± error", "", box=None, pad_edge=False)
     verdicts = []
-    for data in chosen:
-        done = results.by_split(results.read(out / f"{data.name}.jsonl"), epochs[data.name])
-        have = [split for split in wanted[data.name] if split in done]
-        if not have:
-            table.add_row(data.name, f"0/{len(data.splits)}", "", "", "", "", "not run")
-            continue
-        full = len(have) == len(data.splits) and epochs[data.name] == data.epochs
-        note = "" if full else " so far" if epochs[data.name] == data.epochs else " (not the protocol)"
-        name, count = data.name, f"{len(have)}/{len(data.splits)}"
-        for figure, theirs in (("rmse", data.reference.rmse), ("ll", data.reference.ll)):
-            pair = paired([done[at][figure] for at in have], theirs[have], higher_is_better=figure == "ll")
-            word = "met" if pair.met else "missed"
-            verdicts.append((pair.met, full))
+    for run in runs:
+        for figure, label in FIGURES:
+            name, count = (run.data.name, run.count) if figure == "rmse" else ("", "")
+            if not run.records:
+                table.add_row(name, count, label, "", "", "", "not run")
+                continue
+            pair = run.paired(figure)
+            if run.whole:
+                verdicts.append(pair.met)
             digits = 5 if abs(pair.theirs) < 0.01 else 4 if abs(pair.theirs) < 0.1 else 3
             table.add_row(
                 name,
                 count,
-                {"rmse": "RMSE", "ll": "log-likelihood"}[figure],
+                label,
                 f"{pair.ours:.{digits}f}",
                 f"{pair.theirs:.{digits}f}",
                 f"{pair.difference:+.{digits}f} ± {pair.error:.{digits}f}",
-                word + note,
+                run.said("met" if pair.met else "missed"),
             )
-            name = count = ""
     Console(width=120).print(table)
-    whole = [met for met, full in verdicts if full]
     print("wanted: within one standard error of the reference or better, paired by split: 18 figures of nine sets")
-    print(f"found: met {sum(whole)}, missed {len(whole) - sum(whole)}, not whole {18 - len(whole)}")
+    print(f"found: met {sum(verdicts)}, missed {len(verdicts) - sum(verdicts)}, not whole {18 - len(verdicts)}")
+
+
+def print_beyond(runs: list[Run]) -> None:
+    """Log-likelihoods beside the reference's on the same splits, and beside those that Deep Ensembles published."""
+    titles = ("set", "splits", "RMSE", "log-likelihood", "reference", "difference ± error", "", "Deep Ensembles", "")
+    table = Table(*titles, box=None, pad_edge=False)
+    better: list[tuple[bool, bool]] = []
+    for run in runs:
+        if not run.records:
+            table.add_row(run.data.name, run.count, "", "", "", "", "not run")
+            continue
+        pair, rmse, published = run.paired("ll"), run.paired("rmse"), DEEP_ENSEMBLES[run.data.name]
+        found = pair.difference > 0, pair.ours > published
+        if run.whole:
+            better.append(found)
+        table.add_row(
+            run.data.name,
+            run.count,
+            f"{rmse.ours:.{5 if rmse.ours < 0.01 else 3}f}",
+            f"{pair.ours:.3f}",
+            f"{pair.theirs:.3f}",
+            f"{pair.difference:+.3f} ± {pair.error:.3f}",
+            run.said("better" if found[0] else "not better"),
+            f"{published:.2f}",
+            run.said("better" if found[1] else "not better"),
+        )
+    Console(width=140).print(table)
+    reference, ensembles = (sum(column) for column in zip(*better, strict=True)) if better else (0, 0)
+    print("wanted: a better mean log-likelihood than the reference on 7 of 9 sets, than Deep Ensembles' on 5 of 9")
+    print(f"found, of {len(better)} whole sets: than the reference on {reference}, than Deep Ensembles' on {ensembles}")
 
 
 if __name__ == "__main__":

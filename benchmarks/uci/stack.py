@@ -80,6 +80,7 @@ class Stack:
     decay: [S, P, K], factor of the sum of squares of the kernels in the loss.
     hidden: units of each hidden layer. seeds: one for each line.
     head: "mean", trained on the squared error; "gaussian", mean and log variance, trained on beta-NLL.
+    falls_over: steps over which the learning rate falls to 0 in a straight line; None: it stays.
     """
 
     def __init__(
@@ -92,10 +93,14 @@ class Stack:
         hidden: Sequence[int],
         seeds: Sequence[Sequence[int]],
         head: Head = "mean",
+        batch_size: int = BATCH_SIZE,
+        learning_rate: float = LEARNING_RATE,
+        falls_over: int | None = None,
     ) -> None:
         self.lines, self.rows, self.features = x.shape
         self.shape = decay.shape
         self.head = head
+        self.batch_size, self.learning_rate, self.falls_over = batch_size, learning_rate, falls_over
         self.widths = (self.features, *hidden, 1 if head == "mean" else 2)
         # Features first: what is done for each row then runs along the rows.
         self._x = np.concatenate([x.transpose(0, 2, 1), np.ones((self.lines, 1, self.rows), np.float32)], axis=1)
@@ -134,8 +139,8 @@ class Stack:
             orders = [stream.order(self.rows) for stream in self._streams]
             x = np.stack([own[:, order] for own, order in zip(self._x, orders, strict=True)])
             y = np.stack([own[order] for own, order in zip(self._y, orders, strict=True)])
-            for start in range(0, self.rows, BATCH_SIZE):
-                self._step(x[:, :, start : start + BATCH_SIZE], y[:, start : start + BATCH_SIZE])
+            for start in range(0, self.rows, self.batch_size):
+                self._step(x[:, :, start : start + self.batch_size], y[:, start : start + self.batch_size])
 
     def _step(self, x: Floats, y: Floats) -> None:
         rows = y.shape[1]
@@ -206,7 +211,8 @@ class Stack:
         first, second, some, other = self._slots
         gradients = self._gradients
         self.updates += 1
-        rate = LEARNING_RATE * math.sqrt(1 - BETA_2**self.updates) / (1 - BETA_1**self.updates)
+        rate = self.learning_rate * (1 - (self.updates - 1) / self.falls_over if self.falls_over else 1)
+        rate *= math.sqrt(1 - BETA_2**self.updates) / (1 - BETA_1**self.updates)
         np.multiply(self.weights, self._decay, out=some)
         gradients += some
         np.subtract(gradients, first, out=some)
