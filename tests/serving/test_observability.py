@@ -122,6 +122,10 @@ def test_every_protocol_counts_its_requests_rows_and_draws(client, grpc_port, tr
         asked.model_spec.name = "absent"
         with pytest.raises(grpc.RpcError):
             stub.Predict(asked)
+    # The client may have its answer before the server has counted it.
+    by_grpc = {"protocol": "tensorflow_serving_grpc"}
+    wanted = total(before, "dropserve_requests_total", **by_grpc) + 2
+    wait_for(lambda: total(samples(client), "dropserve_requests_total", **by_grpc) >= wanted, "both calls counted")
     after = samples(client)
 
     def grown(metric: str, **labels: str) -> float:
