@@ -449,6 +449,14 @@ def score(
         int | None,
         typer.Option(metavar="N", min=-(2**63), max=2**63 - 1, help="Of the draws.", show_default="the model's own"),
     ] = None,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            metavar="C",
+            help="Share of rows whose prediction set or interval holds the truth; of calibrated models.",
+            show_default="the model's own",
+        ),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="End at the first row that the model cannot take, with exit code 2.")
     ] = False,
@@ -472,6 +480,8 @@ def score(
     from serving.scoring.errors import ScoreError
     from serving.scoring.scorer import Settings
 
+    if coverage is not None and not 0 < coverage < 1:
+        raise InputError(f"--coverage: found {coverage:g}, wanted a number between 0 and 1")
     try:
         artifact = scoring.artifact(repository, model, version)
         manifest = contract.read_manifest(artifact)
@@ -479,6 +489,7 @@ def score(
             num_samples=manifest.num_samples if num_samples is None else num_samples,
             seed=manifest.seed if seed is None else seed,
             prefix=prefix,
+            coverage=coverage,
         )
         planned = scoring.plan(rows, out, artifact, settings, part_rows)
         engine: scoring.Engine = scoring.run_here
@@ -501,9 +512,12 @@ def score(
     rejects = str(planned.target.rejects) if outcome.rejected else None
     if as_json:
         counts = {"rows": outcome.scored, "rejected": outcome.rejected, "out": str(out), "rejects": rejects}
+        counts |= {"warnings": list(planned.form.warnings)}
         identity = {"name": manifest.name, "version": manifest.version}
         print(json.dumps({"model": identity, **settings.model_dump(exclude={"prefix"}), **counts}, indent=2))
     else:
+        for warning in planned.form.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
         print(f"{outcome.scored:,} rows scored by {manifest.name} {manifest.version} in {out}")
         if rejects:
             print(f"{outcome.rejected:,} rows rejected, with the reason, in {rejects}")

@@ -32,6 +32,13 @@ class _Form(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
 
+class _Calibrated(_Form):
+    """What answers of calibrated models have beside."""
+
+    abstain: bool | None = None
+    novelty: NotNegative | None = None
+
+
 class Model(_Form):
     name: str
     version: str
@@ -58,15 +65,21 @@ class ClassPrediction(_Form):
             raise AnswerError(f"label {self.label!r} is not the one with the highest probability")
 
 
-class SampledClass(ClassPrediction):
+class SampledClass(ClassPrediction, _Calibrated):
     std: dict[str, NotNegative]
     standard_error: dict[str, NotNegative]
     predictive_entropy: NotNegative
     expected_entropy: NotNegative
     mutual_information: NotNegative
+    # Any of the labels, or none of them: each is judged by itself.
+    prediction_set: list[str] | None = None
 
     def check_draws(self, num_samples: int) -> None:
         self.check()
+        if self.prediction_set is not None:
+            wanted = [label for label in self.probabilities if label in self.prediction_set]
+            if self.prediction_set != wanted:
+                raise AnswerError(f"prediction_set is {self.prediction_set}, wanted labels in their order, each once")
         _check_same("predictive_entropy", self.predictive_entropy, _entropy(list(self.probabilities.values())))
         _check_same("mutual_information", self.mutual_information, self.predictive_entropy - self.expected_entropy)
         for label, std in self.std.items():
@@ -81,16 +94,52 @@ class ValuePrediction(_Form):
         """A finite number may be any number."""
 
 
-class SampledValue(ValuePrediction):
+class Interval(_Form):
+    # null: no end, where there are too few calibration rows.
+    lower: FiniteFloat | None
+    upper: FiniteFloat | None
+    # Not in answers of the tensor protocols.
+    coverage: Annotated[FiniteFloat, Field(gt=0, lt=1)] | None = None
+
+
+class SampledValue(ValuePrediction, _Calibrated):
     epistemic_std: Spread
     standard_error: Spread
+    aleatoric_std: Spread | None = None
+    std: Spread | None = None
+    interval: Interval | None = None
 
     def check_draws(self, num_samples: int) -> None:
+        self._check_interval()
+        self._check_std()
         errors, stds = (v if isinstance(v, list) else [v] for v in (self.standard_error, self.epistemic_std))
         if len(errors) != len(stds):
             raise AnswerError(f"standard_error has {len(errors)} values, wanted {len(stds)}")
         for found, std in zip(errors, stds, strict=True):
             _check_same("standard_error", found, std / math.sqrt(num_samples))
+
+    def _check_interval(self) -> None:
+        if self.interval is None:
+            return
+        lower, upper = self.interval.lower, self.interval.upper
+        if isinstance(self.mean, list):
+            raise AnswerError("an interval of several values, wanted one of a single value")
+        if (lower is None) != (upper is None):
+            raise AnswerError(f"interval has one end, {lower} to {upper}, wanted both or none")
+        if lower is not None and upper is not None and not lower <= self.mean <= upper:
+            raise AnswerError(f"interval is {lower} to {upper}, wanted the mean in it, {self.mean}")
+
+    def _check_std(self) -> None:
+        """Variances add."""
+        if (self.std is None) != (self.aleatoric_std is None):
+            raise AnswerError("one of std and aleatoric_std, wanted both or none")
+        if self.std is None or self.aleatoric_std is None:
+            return
+        parts = [v if isinstance(v, list) else [v] for v in (self.std, self.epistemic_std, self.aleatoric_std)]
+        if len({len(part) for part in parts}) != 1:
+            raise AnswerError("std, epistemic_std and aleatoric_std of different lengths")
+        for found, epistemic, aleatoric in zip(*parts, strict=True):
+            _check_same("std", found, math.hypot(epistemic, aleatoric))
 
 
 class Draws(_Form):

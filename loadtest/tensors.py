@@ -21,7 +21,7 @@ SIGNATURE = "mc_sample"
 # Values of one output for some rows: a number, or a list of numbers, for each.
 Outputs = dict[str, list[Any]]
 
-_DT_FLOAT, _DT_INT32, _DT_INT64 = 1, 3, 9
+_DT_FLOAT, _DT_INT32, _DT_INT64, _DT_BOOL = 1, 3, 9, 10
 _PREDICT = "/tensorflow.serving.PredictionService/Predict"
 
 
@@ -106,9 +106,9 @@ def v2_outputs(content: bytes, head_length: str | None) -> Outputs:
         if size is None:
             flat = tensor["data"]
         else:
-            flat = struct.unpack(f"<{size // 4}f", content[place : place + size])
+            flat = _unpacked(content[place : place + size], is_bool=tensor["datatype"] == "BOOL")
             place += size
-        found[tensor["name"]] = _shaped(list(flat), tensor["shape"])
+        found[tensor["name"]] = _shaped(flat, tensor["shape"])
     return found
 
 
@@ -144,8 +144,10 @@ class GrpcMessages:
     def outputs(self, content: bytes) -> Outputs:
         found: Outputs = {}
         for name, tensor in self._response.FromString(content).outputs.items():
-            raw = tensor.tensor_content
-            flat = list(struct.unpack(f"<{len(raw) // 4}f", raw)) if raw else list(tensor.float_val)
+            is_bool = tensor.dtype == _DT_BOOL
+            flat = list(tensor.bool_val if is_bool else tensor.float_val)
+            if tensor.tensor_content:
+                flat = _unpacked(tensor.tensor_content, is_bool=is_bool)
             found[name] = _shaped(flat, [dim.size for dim in tensor.tensor_shape.dim])
         return found
 
@@ -156,19 +158,31 @@ def predictions(outputs: Outputs, rows: int) -> list[dict[str, Any]]:
         if not isinstance(values, list) or len(values) != rows:
             raise AnswerError(f"{name} is not a list of {rows}, one for each row")
     if "probabilities" not in outputs:
-        return [{name: values[row] for name, values in outputs.items()} for row in range(rows)]
+        return [_value({name: values[row] for name, values in outputs.items()}) for row in range(rows)]
     answers = []
     for row in range(rows):
         answer: dict[str, Any] = {
             name: dict(enumerate_text(values[row])) if isinstance(values[row], list) else values[row]
             for name, values in outputs.items()
         }
+        if "prediction_set" in answer:
+            answer["prediction_set"] = [label for label, inside in answer["prediction_set"].items() if inside]
         best = max(answer["probabilities"], key=answer["probabilities"].__getitem__)
         answers.append({"label": best, **answer})
     return answers
 
 
-def enumerate_text(values: list[float]) -> list[tuple[str, float]]:
+def _value(answer: dict[str, Any]) -> dict[str, Any]:
+    """A regression's answer with its interval as the native one has it."""
+    if "interval_lower" not in answer:
+        return answer
+    ends = (answer.pop(f"interval_{end}") for end in ("lower", "upper"))
+    # Infinite in binary, null in JSON.
+    lower, upper = (None if end is None or math.isinf(end) else end for end in ends)
+    return {**answer, "interval": {"lower": lower, "upper": upper}}
+
+
+def enumerate_text(values: list[Any]) -> list[tuple[str, Any]]:
     return [(str(index), value) for index, value in enumerate(values)]
 
 
@@ -180,6 +194,11 @@ def _json(content: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise AnswerError("the answer is not an object")
     return found
+
+
+def _unpacked(raw: bytes, *, is_bool: bool) -> list[Any]:
+    """Truth values of a byte each, or float32 numbers."""
+    return list(struct.unpack(f"<{len(raw)}?" if is_bool else f"<{len(raw) // 4}f", raw))
 
 
 def _floats(rows: list[list[float]]) -> bytes:

@@ -1,7 +1,7 @@
 """The Open Inference Protocol, version 2, over HTTP: what Triton, KServe and MLServer speak.
 
 Sources: open-inference-protocol `specification/protocol/inference_rest.md`; Triton `extension_binary_data.md`.
-Uncertainty is asked for by the request's parameters `signature`, `num_samples` and `seed`.
+Uncertainty is asked for by the request's parameters `signature`, `num_samples`, `seed` and `coverage`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from serving.core import Core
 from serving.errors import InvalidField, InvalidRequest, UnsupportedContentType, choices, quote
 from serving.graph import Arrays
 from serving.pages import release
+from serving.prediction_sets import Coverage
 from serving.runtime import Model
 from serving.web import Handler, Header, Request, Response, json_response, read_object
 
@@ -37,6 +38,8 @@ _DATATYPES = {
     "string": "BYTES",
 }
 _LENGTH_BYTES = 4
+
+COVERAGE = "coverage"
 
 
 class OpenInference:
@@ -103,10 +106,13 @@ class OpenInference:
         parameters = _parameters(content, "parameters")
         inputs = _read_inputs(model, content, binary)
         signature, num_samples, seed = _asked(parameters)
+        coverage = _coverage(model, signature, parameters)
         outputs = _requested_outputs(content, parameters)
         work = self._core.run(model, signature, inputs, num_samples, seed)
         # Draws may take long: they are given up when the client goes away.
         arrays = await (work if signature == contract.SERVING_DEFAULT else request.outcome(work))
+        if coverage is not None:
+            arrays = coverage.apply(arrays)
         shown = tensors.finite_outputs(arrays, list(outputs))
         head: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
         if "id" in content:
@@ -117,6 +123,10 @@ class OpenInference:
                 "num_samples": model.manifest.num_samples if num_samples is None else num_samples,
                 "seed": model.manifest.seed if seed is None else seed,
             }
+        if coverage is not None:
+            head["parameters"]["coverage"] = coverage.value
+            if coverage.warnings:
+                head["parameters"]["warning"] = ". ".join(coverage.warnings)
         in_binary = _flag(parameters, "binary_data_output")
         return _response(head, shown, {output: outputs.get(output, in_binary) for output in shown})
 
@@ -267,13 +277,26 @@ def _parameters(content: dict[str, Any], field: str) -> dict[str, Any]:
 
 
 def _asked(parameters: dict[str, Any]) -> tuple[str, int | None, int | None]:
-    """Signature, number of draws and seed. Who names draws or a seed and no signature wants uncertainty."""
+    """Signature, number of draws and seed. Who names draws, a seed or a coverage and no signature wants uncertainty."""
     num_samples, seed = (_integer(parameters, name) for name in (contract.NUM_SAMPLES, contract.SEED))
-    default = contract.SERVING_DEFAULT if num_samples is None and seed is None else contract.MC_SAMPLE
+    is_asked = num_samples is not None or seed is not None or parameters.get(COVERAGE) is not None
+    default = contract.MC_SAMPLE if is_asked else contract.SERVING_DEFAULT
     signature = parameters.get("signature", default)
     if signature not in contract.SIGNATURES:
         raise InvalidField("signature", quote(signature), f"one of {choices(contract.SIGNATURES)}")
     return signature, num_samples, seed
+
+
+def _coverage(model: Model, signature: str, parameters: dict[str, Any]) -> Coverage | None:
+    """The coverage that prediction sets and intervals are asked for at; None where the request names none."""
+    coverage = parameters.get(COVERAGE)
+    if coverage is None:
+        return None
+    if signature not in (contract.MC_PREDICT, contract.MC_SAMPLE):
+        raise InvalidField(COVERAGE, quote(coverage), f"nothing, as signature {signature} has no prediction sets")
+    if type(coverage) not in (int, float) or not 0 < coverage < 1:
+        raise InvalidField(COVERAGE, quote(coverage), "a number between 0 and 1")
+    return model.sets.at(float(coverage))
 
 
 def _integer(parameters: dict[str, Any], name: str) -> int | None:

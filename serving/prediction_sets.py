@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from models.contract import DEFAULT_COVERAGE, Abstention, ConformalScores, Manifest, ModelOutput
+from models.contract import DEFAULT_COVERAGE, Abstention, ConformalScores, Manifest, ModelOutput, SignatureTensor
 from serving.errors import InvalidField
 
 Arrays = dict[str, np.ndarray]
@@ -112,6 +112,22 @@ class Coverage:
     outputs: tuple[Reach, ...]
     decisions: tuple[tuple[ModelOutput, Abstention], ...]
     warnings: tuple[str, ...]
+
+    @property
+    def tensors(self) -> list[SignatureTensor]:
+        """What `apply` sees to."""
+        found = []
+        for reach in self.outputs:
+            prefix = reach.output.prefix
+            if reach.scores.kind == "interval":
+                ends = (INTERVAL_LOWER, INTERVAL_UPPER)
+                found += [SignatureTensor(name=f"{prefix}{name}", dtype="float32", shape=[None]) for name in ends]
+            else:
+                shape = [None, *reach.output.shape]
+                found.append(SignatureTensor(name=f"{prefix}{PREDICTION_SET}", dtype="bool", shape=shape))
+        for output, _ in self.decisions:
+            found.append(SignatureTensor(name=f"{output.prefix}{ABSTAIN}", dtype="bool", shape=[None]))
+        return found
 
     def apply(self, arrays: Arrays) -> Arrays:
         """The outputs of draws, with sets, intervals and abstention as the coverage wants them.

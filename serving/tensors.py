@@ -17,6 +17,9 @@ from serving.errors import InvalidField, InvalidInstance, choices, quote
 from serving.graph import Arrays
 from serving.instances import InstanceReader
 
+# Of the signatures' outputs, behind the output's own prefix.
+_ENDS = ("lower", "upper")
+
 
 def check_names(manifest: Manifest, names: Iterable[str]) -> None:
     """Raise InvalidField unless the names are the model's inputs, each of them."""
@@ -95,11 +98,20 @@ def instances(manifest: Manifest, values: Mapping[str, list[Any]]) -> list[Any]:
 
 
 def finite_outputs(arrays: Arrays, names: Sequence[str] = ()) -> Arrays:
-    """The outputs asked for by name, without names all; InvalidField for an unknown one, InvalidRequest as `finite`."""
+    """The outputs asked for by name, without names all; InvalidField for an unknown one, InvalidRequest as `finite`.
+
+    The ends of an interval may be infinite: where there are too few draws, or calibration rows, to know them.
+    """
     for name in names:
         if name not in arrays:
             raise InvalidField(f"output {quote(name)}", "an unknown output", f"one of {choices(arrays)}")
-    return {name: finite(arrays[name]) for name in names or arrays}
+    shown: Arrays = {}
+    for name in names or arrays:
+        values = arrays[name]
+        ends = name.endswith(_ENDS)
+        finite(np.where(np.isinf(values), 0, values) if ends else values)
+        shown[name] = values
+    return shown
 
 
 def _not_finite(item: ModelInput, array: np.ndarray) -> np.ndarray | None:

@@ -1,8 +1,8 @@
 """The arrays of a model's outputs -> columns.
 
 Everything that `mc_sample` gives is there: one column for a number a row; `<name>_<label>` for one a class and
-`<name>_<index>` for one an element. Classification has its `label` beside, and `std` and `standard_error` of that
-label's probability.
+`<name>_<index>` for one an element. Classification has its `label` beside, `std` and `standard_error` of that label's
+probability, and the labels of its `prediction_set` in one column: a list, or in CSV, which has none, one text.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 
 from models.contract import MC_SAMPLE, NUM_SAMPLES, Manifest, ModelOutput, SignatureTensor
 from serving.answers import class_labels
 from serving.errors import choices
+from serving.prediction_sets import ABSTAIN, INTERVAL_LOWER, INTERVAL_UPPER, PREDICTION_SET, Coverage
 from serving.scoring.errors import ScoreError
 
 Arrays = dict[str, np.ndarray]
@@ -34,7 +36,14 @@ FIRST = (
     "predictive_entropy",
     "expected_entropy",
     "mutual_information",
+    PREDICTION_SET,
+    INTERVAL_LOWER,
+    INTERVAL_UPPER,
+    ABSTAIN,
+    "novelty",
 )
+# Between the labels of a set in one text.
+SEPARATOR = "|"
 # Of these a classification has one number a class, and the answered label's own beside.
 _OF_LABEL = ("std", "standard_error")
 # `probability_mine`, not `probabilities_mine`.
@@ -44,23 +53,27 @@ _SINGULAR = {PROBABILITIES: "probability"}
 class AnswerColumns:
     """The columns that scoring adds, and how they are made."""
 
-    def __init__(self, manifest: Manifest, prefix: str, num_samples: int) -> None:
+    def __init__(
+        self, manifest: Manifest, prefix: str, num_samples: int, coverage: Coverage, *, lists: bool = True
+    ) -> None:
+        """coverage: of prediction sets and intervals. lists: whether the file can hold them, else they are texts."""
         self._num_samples = num_samples
+        self._coverage = coverage
         self._columns: list[tuple[pa.Field, Callable[[Arrays], pa.Array]]] = []
-        signature = manifest.signatures[MC_SAMPLE]
+        given = {tensor.name: tensor for tensor in (*manifest.signatures[MC_SAMPLE].outputs, *coverage.tensors)}
         for output in manifest.outputs:
             tensors = {
-                tensor.name.removeprefix(output.prefix): tensor
-                for tensor in signature.outputs
-                if tensor.name.startswith(output.prefix)
+                name.removeprefix(output.prefix): tensor
+                for name, tensor in given.items()
+                if name.startswith(output.prefix)
             }
             names = [name for name in FIRST if name in tensors]
             names += sorted(tensors.keys() - set(names))
-            for name, kind, make in _of_output(output, {name: tensors[name] for name in names}):
+            for name, kind, make in _of_output(output, {name: tensors[name] for name in names}, lists):
                 self._columns.append((pa.field(f"{prefix}{output.prefix}{name}", kind), make))
         # What is of the row and not of one of several outputs.
         prefixes = tuple(output.prefix for output in manifest.outputs)
-        for tensor in signature.outputs:
+        for tensor in given.values():
             if not tensor.name.startswith(prefixes):
                 kind = pa.from_numpy_dtype(np.dtype(tensor.dtype))
                 self._columns.append((pa.field(f"{prefix}{tensor.name}", kind), _element(tensor.name, None)))
@@ -72,6 +85,7 @@ class AnswerColumns:
 
     def make(self, arrays: Arrays) -> list[pa.Array]:
         """One Arrow array [N] for each of `fields`."""
+        arrays = self._coverage.apply(arrays)
         return [make(arrays) for _, make in self._columns]
 
     def check_free(self, columns: pa.Schema, place: str) -> None:
@@ -93,7 +107,7 @@ class AnswerColumns:
 
 
 def _of_output(
-    output: ModelOutput, tensors: dict[str, SignatureTensor]
+    output: ModelOutput, tensors: dict[str, SignatureTensor], lists: bool
 ) -> Iterator[tuple[str, pa.DataType, Callable[[Arrays], pa.Array]]]:
     """Name, type and maker of each column of one output."""
     labels: list[str] = []
@@ -101,6 +115,10 @@ def _of_output(
         labels = class_labels(output, _width(output, tensors[PROBABILITIES]))
         yield LABEL, pa.string(), _label(f"{output.prefix}{PROBABILITIES}", labels)
     for name, tensor in tensors.items():
+        if labels and name == PREDICTION_SET:
+            kind = pa.list_(pa.string()) if lists else pa.string()
+            yield name, kind, _members(f"{output.prefix}{name}", labels, lists)
+            continue
         kind = pa.string() if tensor.dtype == "string" else pa.from_numpy_dtype(np.dtype(tensor.dtype))
         key = f"{output.prefix}{name}"
         if len(tensor.shape) == 1:
@@ -126,6 +144,19 @@ def _width(output: ModelOutput, tensor: SignatureTensor) -> int:
 def _label(key: str, labels: list[str]) -> Callable[[Arrays], pa.Array]:
     names = pa.array(labels, pa.string())
     return lambda arrays: names.take(pa.array(arrays[key].argmax(axis=-1)))
+
+
+def _members(key: str, labels: list[str], lists: bool) -> Callable[[Arrays], pa.Array]:
+    """The labels of each row's set, in the labels' order."""
+    names = pa.array(labels, pa.string())
+
+    def make(arrays: Arrays) -> pa.Array:
+        members = arrays[key]
+        starts = np.concatenate([[0], members.sum(axis=1).cumsum()])
+        sets = pa.ListArray.from_arrays(pa.array(starts, pa.int32()), names.take(pa.array(members.nonzero()[1])))
+        return sets if lists else pa.compute.binary_join(sets, SEPARATOR)
+
+    return make
 
 
 def _of_label(probabilities: str, key: str) -> Callable[[Arrays], pa.Array]:

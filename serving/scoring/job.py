@@ -129,7 +129,8 @@ def plan(wanted: str, out: Path, artifact: Path, settings: Settings, part_rows: 
     _check_apart(wanted, files, target)
     manifest = contract.read_manifest(artifact)
     columns = sources.schema(files[0])
-    form = Form(manifest, settings, columns, str(files[0]), is_text=sources.kind(files[0]) == "csv")
+    is_text, lists = sources.kind(files[0]) == "csv", target.shelf.kind != "csv"
+    form = Form(manifest, settings, columns, str(files[0]), is_text=is_text, lists=lists)
     if target.shelf.kind == "csv":
         nested = [field.name for field in form.schema if pa.types.is_nested(field.type)]
         if nested:
@@ -254,6 +255,11 @@ def _state(job: Job) -> tuple[State, bool]:
                 f"{target.out}: holds the scoring of {_difference(name, state.asked, job.asked)}; "
                 "wanted another OUT, or this one removed"
             )
+    if state.outcome is not None and target.is_file and not target.out.exists():
+        raise ScoreError(
+            f"{target.state}: says that all is done, and {target.out} is not there; "
+            "wanted another name for OUT, or this file removed"
+        )
     return state, False
 
 

@@ -11,8 +11,10 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from models.contract import MC_SAMPLE, NUM_SAMPLES, SEED, Manifest
-from serving.errors import InvalidRequest
+from serving.errors import InvalidField, InvalidRequest
+from serving.prediction_sets import PredictionSets
 from serving.scoring.columns import PROBABILITIES, AnswerColumns, Arrays
+from serving.scoring.errors import ScoreError
 from serving.scoring.rows import RowReader
 
 if TYPE_CHECKING:  # it brings TensorFlow, which a form does without
@@ -31,6 +33,8 @@ class Settings(BaseModel):
     num_samples: int
     seed: int
     prefix: str = ""
+    # Of prediction sets and intervals; None: the artifact's own.
+    coverage: float | None = None
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,27 @@ class Form:
     """What goes in and what comes out, by columns: all that can be known without the model's graph."""
 
     def __init__(
-        self, manifest: Manifest, settings: Settings, columns: pa.Schema, place: str, *, is_text: bool
+        self,
+        manifest: Manifest,
+        settings: Settings,
+        columns: pa.Schema,
+        place: str,
+        *,
+        is_text: bool,
+        lists: bool = True,
     ) -> None:
-        """columns: of the file `place`. Raises ScoreError where they do not fit the model."""
+        """columns: of the file `place`; is_text: whether its values are. lists: whether the output can hold lists.
+
+        Raises ScoreError where the columns, or the coverage, do not fit the model.
+        """
         self.settings = settings
         self.reader = RowReader(manifest, columns, place, is_text=is_text)
-        self.answers = AnswerColumns(manifest, settings.prefix, settings.num_samples)
+        try:
+            coverage = PredictionSets(manifest).at(settings.coverage)
+        except InvalidField as error:
+            raise ScoreError(f"--{error}") from error
+        self.warnings = coverage.warnings
+        self.answers = AnswerColumns(manifest, settings.prefix, settings.num_samples, coverage, lists=lists)
         self.answers.check_free(columns, place)
         self.columns = columns
         # Values of a row, those of the model or those of the file.

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from loadtest import tensors
 from loadtest.answers import AnswerError, Memory
 
 ENTROPY = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
@@ -23,6 +24,9 @@ SAMPLED = {
     "num_samples": 100,
     "converged": True,
 }
+# Of calibrated models; a set may be empty, or hold others than the label.
+SETS = SAMPLED | {"prediction_set": ["mine", "rock"], "abstain": False, "novelty": 1.5}
+INTERVAL = {"lower": 1.0, "upper": 5.0, "coverage": 0.9}
 VALUE = {"mean": 3.0, "epistemic_std": 0.5, "standard_error": 0.05, "num_samples": 100, "converged": True}
 
 
@@ -41,16 +45,34 @@ def changed(prediction: dict[str, Any], path: str, value: Any) -> dict[str, Any]
     return prediction
 
 
+SPREAD = VALUE | {"aleatoric_std": 1.2, "std": 1.3, "interval": INTERVAL, "abstain": True, "novelty": 0.0}
+
+
 @pytest.mark.parametrize(
     "prediction",
     [
         SAMPLED,
+        SETS,
+        SETS | {"prediction_set": []},
+        SETS | {"prediction_set": ["rock"]},
         VALUE,
+        SPREAD,
+        SPREAD | {"interval": {"lower": None, "upper": None, "coverage": 0.99}},
         VALUE | {"mean": [1.0, 2.0], "epistemic_std": [0.5, 0.1], "standard_error": [0.05, 0.01]},
         # One output of each kind: the draws are the row's.
         {"object": SAMPLED, "depth": VALUE, "num_samples": 100, "converged": True},
     ],
-    ids=["classes", "value", "values", "two outputs"],
+    ids=[
+        "classes",
+        "a set",
+        "an empty set",
+        "a set without the label",
+        "value",
+        "calibrated value",
+        "no ends",
+        "values",
+        "two outputs",
+    ],
 )
 def test_right_answer_passes_again_and_again(prediction):
     memory = Memory()
@@ -86,6 +108,55 @@ def test_wrong_number_of_a_class_answer_is_named(path, value, named):
 def test_wrong_number_of_a_regression_answer_is_named(path, value):
     with pytest.raises(AnswerError, match=path):
         Memory().check_uncertainty(body(changed(VALUE, path, value)), [5], num_samples=100, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "path", "value", "named"),
+    [
+        (SETS, "prediction_set", ["rock", "mine"], "in their order"),
+        (SETS, "prediction_set", ["mine", "mine"], "each once"),
+        (SETS, "prediction_set", ["gold"], "prediction_set is"),
+        (SETS, "prediction_set", "mine", "prediction_set"),
+        (SETS, "abstain", "false", "abstain"),
+        (SETS, "abstain", 0, "abstain"),
+        (SETS, "novelty", -0.1, "novelty"),
+        (SPREAD, "interval.lower", 3.5, "wanted the mean in it"),
+        (SPREAD, "interval.upper", 2.0, "wanted the mean in it"),
+        (SPREAD, "interval.lower", None, "one end"),
+        (SPREAD, "interval.coverage", 1.0, "coverage"),
+        (SPREAD, "std", 1.7, "std is 1.7"),
+        (SPREAD, "aleatoric_std", -1.2, "aleatoric_std"),
+        (SPREAD, "abstain", 1, "abstain"),
+    ],
+)
+def test_wrong_field_of_a_calibrated_answer_is_named(prediction, path, value, named):
+    with pytest.raises(AnswerError, match=named):
+        Memory().check_uncertainty(body(changed(prediction, path, value)), [5], num_samples=100, seed=0)
+
+
+def test_tensors_of_a_calibrated_model_are_answers_too():
+    rows: dict[str, list[Any]] = {"mean": [3.0, 4.0], "epistemic_std": [0.5, 0.5], "standard_error": [0.05, 0.05]}
+    ends: dict[str, list[Any]] = {
+        "interval_lower": [1.0, None],
+        "interval_upper": [5.0, None],
+        "abstain": [True, False],
+    }
+    found = tensors.predictions({**rows, **ends}, 2)
+    assert [answer["interval"] for answer in found] == [{"lower": 1.0, "upper": 5.0}, {"lower": None, "upper": None}]
+    Memory().check_draws("some", found, [0, 1], 100, 0)
+    classes: dict[str, list[Any]] = {
+        "probabilities": [[0.75, 0.25]],
+        "std": [[0.2, 0.2]],
+        "standard_error": [[0.02, 0.02]],
+        "predictive_entropy": [ENTROPY],
+        "expected_entropy": [ENTROPY - 0.1],
+        "mutual_information": [0.1],
+        "prediction_set": [[True, False]],
+        "abstain": [False],
+    }
+    found = tensors.predictions(classes, 1)
+    assert found[0]["prediction_set"] == ["0"]
+    Memory().check_draws("some", found, [0], 100, 0)
 
 
 def test_answer_for_another_seed_or_another_count_of_rows_is_refused():

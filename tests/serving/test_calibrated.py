@@ -7,52 +7,15 @@ import httpx
 import numpy as np
 import pytest
 
-from models.artifact import publish
-from models.contract import Abstention, Calibration, ConformalScores, OutputCalibration, UncertaintyReference
-from tests.models.networks import regression_net, tiny_net
 from tests.process import bentoml_serve
+from tests.serving.calibrated import LABELS, ROWS, SCORES, SIDES, THRESHOLD, WIDTHS, publish_calibrated
 from tests.serving.samples import samples, total
 from tests.serving.versions import publish_as, wait_for
-
-LABELS = ["ant", "bee", "cat"]
-ROWS = np.random.default_rng(0).normal(size=(60, 4)).round(3).tolist()
-SIDES = [
-    {"left": left, "right": right}
-    for left, right in zip(
-        np.random.default_rng(1).normal(size=(40, 3)).round(3).tolist(),
-        np.random.default_rng(2).normal(size=(40, 2)).round(3).tolist(),
-        strict=True,
-    )
-]
-SCORES = np.linspace(0.2, 0.8, 99).tolist()
-WIDTHS = np.linspace(0.1, 3, 39).tolist()
-THRESHOLD = 0.6
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory) -> Path:
-    made, root = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("calibrated")
-    for net, labels, output, known in (
-        (
-            tiny_net(),
-            LABELS,
-            "answer",
-            OutputCalibration(
-                conformal=ConformalScores(kind="lac", scores=[SCORES]),
-                abstention=Abstention(statistic="confidence", threshold=THRESHOLD, answered_share=0.9, error=0.1),
-                reference=UncertaintyReference(abstention_share=0.1),
-            ),
-        ),
-        (
-            regression_net(),
-            None,
-            "target",
-            OutputCalibration(conformal=ConformalScores(kind="interval", scores=[WIDTHS])),
-        ),
-    ):
-        folder = publish(net, name=net.name, repository=made, labels=labels)
-        publish_as(folder, root, 1, calibration=Calibration(rows=99, outputs={output: known}))
-    return root
+    return publish_calibrated(tmp_path_factory.mktemp("calibrated"))
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +77,7 @@ def test_unsure_answers_are_withheld_and_counted_with_every_protocol(tiny):
     decisions = [row["abstain"] for row in answer["predictions"]]
     assert decisions == [max(row["probabilities"].values()) < THRESHOLD for row in answer["predictions"]]
     assert 0 < sum(decisions) < len(ROWS)
-    tensor = {"name": "x", "shape": [len(ROWS), 4], "datatype": "FP32", "data": ROWS}
-    body = {"inputs": [tensor], "parameters": {"signature": "mc_predict"}}
-    assert tiny.post("/v2/models/tiny/infer", json=body).status_code == 200
+    infer(tiny, signature="mc_predict")
     after = samples(tiny)
     for word, count in (("true", sum(decisions)), ("false", len(ROWS) - sum(decisions))):
         labels = {"model": "tiny", "version": "1", "output": "answer", "abstain": word}
@@ -145,6 +106,75 @@ def test_an_interval_without_ends_is_null_and_warned_of(branches):
     assert answer["warnings"] == ["coverage 0.99: 99 calibration rows wanted, there are 39; intervals have no ends"]
 
 
+TENSOR = {"name": "x", "shape": [len(ROWS), 4], "datatype": "FP32", "data": ROWS}
+
+
+def infer(client: httpx.Client, **parameters: object) -> dict:
+    body = {"inputs": [TENSOR], "parameters": parameters}
+    return client.post("/v2/models/tiny/infer", json=body).raise_for_status().json()
+
+
+def test_v2_takes_a_coverage_and_gives_sets_as_truth_values(tiny):
+    native = asked(tiny, ROWS, coverage=0.5, seed=3)["predictions"]
+    content = infer(tiny, coverage=0.5, seed=3)
+    assert content["parameters"] == {"signature": "mc_sample", "num_samples": 100, "seed": 3, "coverage": 0.5}
+    found = {tensor["name"]: tensor for tensor in content["outputs"]}
+    members = found["prediction_set"]
+    assert (members["datatype"], members["shape"]) == ("BOOL", [len(ROWS), 3])
+    assert members["data"] == [label in row["prediction_set"] for row in native for label in LABELS]
+    assert (found["abstain"]["datatype"], found["abstain"]["shape"]) == ("BOOL", [len(ROWS)])
+    assert found["abstain"]["data"] == [row["abstain"] for row in native]
+    in_binary = tiny.post(
+        "/v2/models/tiny/infer",
+        json={
+            "inputs": [TENSOR],
+            "parameters": {"coverage": 0.5, "seed": 3, "binary_data_output": True},
+            "outputs": [{"name": "prediction_set"}],
+        },
+    )
+    length = int(in_binary.headers["inference-header-content-length"])
+    assert list(in_binary.content[length:]) == members["data"]
+    assert "warning" in infer(tiny, coverage=0.995)["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"coverage": 1}, "coverage: found 1, wanted a number between 0 and 1"),
+        ({"coverage": "0.9"}, 'coverage: found "0.9", wanted a number'),
+        ({"coverage": True}, "coverage: found true, wanted a number"),
+        ({"coverage": 0.9, "signature": "serving_default"}, "signature serving_default has no prediction sets"),
+        ({"coverage": 0.9, "signature": "mc_draws"}, "signature mc_draws has no prediction sets"),
+    ],
+)
+def test_a_wrong_coverage_of_v2_is_refused(tiny, parameters, said):
+    refused = tiny.post("/v2/models/tiny/infer", json={"inputs": [TENSOR], "parameters": parameters})
+    assert refused.status_code == 400
+    assert said in refused.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "names"),
+    [({"coverage": 0.99}, ("interval_lower", "interval_upper")), ({"num_samples": 10}, ("lower", "upper"))],
+    ids=["too few calibration rows", "too few draws"],
+)
+def test_ends_that_nobody_knows_are_null_in_json_and_infinite_in_binary(branches, parameters, names):
+    inputs = [
+        {"name": side, "shape": [len(SIDES), len(SIDES[0][side])], "datatype": "FP32"}
+        | {"data": [row[side] for row in SIDES]}
+        for side in ("left", "right")
+    ]
+    body = {"inputs": inputs, "outputs": [{"name": name} for name in names], "parameters": parameters}
+    content = branches.post("/v2/models/branches/infer", json=body).raise_for_status().json()
+    assert [tensor["data"] for tensor in content["outputs"]] == [[None] * len(SIDES)] * 2
+    body["parameters"] = parameters | {"binary_data_output": True}
+    answer = branches.post("/v2/models/branches/infer", json=body).raise_for_status()
+    length = int(answer.headers["inference-header-content-length"])
+    ends = np.frombuffer(answer.content[length:], "<f4").reshape(2, -1)
+    assert (ends[0] == -np.inf).all()
+    assert (ends[1] == np.inf).all()
+
+
 @pytest.mark.parametrize("name", ["tiny", "branches"])
 def test_the_document_says_what_the_answers_have(name, request):
     client = request.getfixturevalue(name)
@@ -165,5 +195,7 @@ def test_a_version_without_calibration_promises_nothing(tiny, repository):
     wait_for(lambda: asked(tiny, ROWS[:1])["model"]["version"] == "2", "version 2")
     assert not {"prediction_set", "abstain", "interval"} & asked(tiny, ROWS[:1])["predictions"][0].keys()
     refused = tiny.post("/uncertainty", json={"instances": ROWS[:1], "coverage": 0.9})
-    assert refused.status_code == 400
+    of_tensors = tiny.post("/v2/models/tiny/infer", json={"inputs": [TENSOR], "parameters": {"coverage": 0.9}})
+    assert refused.status_code == of_tensors.status_code == 400
+    assert refused.json()["error"] == of_tensors.json()["error"]
     assert refused.json()["error"].startswith("coverage: found 0.9, wanted none: this model has no calibration rows")

@@ -12,6 +12,7 @@ import pytest
 from models.contract import MC_SAMPLE, Feature, Manifest, ModelInput, ModelOutput, Signature, SignatureTensor
 from serving.errors import InvalidInstance
 from serving.instances import InstanceReader
+from serving.prediction_sets import PredictionSets
 from serving.scoring.columns import AnswerColumns
 from serving.scoring.errors import ScoreError
 from serving.scoring.rows import RowReader
@@ -122,6 +123,7 @@ def test_what_a_calibrated_model_with_two_outputs_gives_is_all_there():
     ]
     tensors: dict[str, tuple[str, list[Any]]] = {
         "kind_probabilities": ("float32", [None, 2]),
+        "kind_novelty": ("float32", [None]),
         "kind_std": ("float32", [None, 2]),
         "kind_prediction_set": ("bool", [None, 2]),
         "kind_abstain": ("bool", [None]),
@@ -129,7 +131,8 @@ def test_what_a_calibrated_model_with_two_outputs_gives_is_all_there():
         "weight_interval_lower": ("float32", [None]),
         "novelty": ("float32", [None]),
     }
-    columns = AnswerColumns(manifest(nullable=False, outputs=outputs, tensors=tensors), "p_", 30)
+    known = manifest(nullable=False, outputs=outputs, tensors=tensors)
+    columns = AnswerColumns(known, "p_", 30, PredictionSets(known).at())
     arrays = {
         name: np.arange(3 * math.prod(shape[1:])).reshape([3, *shape[1:]]).astype(kind)
         for name, (kind, shape) in tensors.items()
@@ -144,9 +147,9 @@ def test_what_a_calibrated_model_with_two_outputs_gives_is_all_there():
             "kind_std",
             "kind_std_cat",
             "kind_std_dog",
+            "kind_prediction_set",
             "kind_abstain",
-            "kind_prediction_set_cat",
-            "kind_prediction_set_dog",
+            "kind_novelty",
             "weight_mean",
             "weight_interval_lower",
             "novelty",
@@ -154,6 +157,6 @@ def test_what_a_calibrated_model_with_two_outputs_gives_is_all_there():
         )
     ]
     assert found["p_kind_label"].to_pylist() == ["dog"] * 3
-    assert found["p_kind_prediction_set_cat"].to_pylist() == [False, True, True]
+    assert found["p_kind_prediction_set"].to_pylist() == [["dog"], ["cat", "dog"], ["cat", "dog"]]
     assert found["p_kind_std"].to_pylist() == [1.0, 3.0, 5.0]
     assert found["p_num_samples"].to_pylist() == [30] * 3
