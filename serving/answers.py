@@ -125,9 +125,12 @@ def _end(value: Any) -> Any:
     return value if math.isfinite(value) else None
 
 
-def finite(values: np.ndarray) -> np.ndarray:
-    """The values, or InvalidRequest: finite features so large that the network overflows have no answer."""
-    good = np.isfinite(values)
+def finite(values: np.ndarray, *, ends: bool = False) -> np.ndarray:
+    """The values, or InvalidRequest: finite features so large that the network overflows have no answer.
+
+    ends: they are those of intervals, which may be infinite.
+    """
+    good = ~np.isnan(values) if ends else np.isfinite(values)
     if np.count_nonzero(good) != good.size:
         row = int(np.argmin(good.reshape(len(values), -1).all(axis=1)))
         raise InvalidRequest(

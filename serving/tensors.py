@@ -105,13 +105,7 @@ def finite_outputs(arrays: Arrays, names: Sequence[str] = ()) -> Arrays:
     for name in names:
         if name not in arrays:
             raise InvalidField(f"output {quote(name)}", "an unknown output", f"one of {choices(arrays)}")
-    shown: Arrays = {}
-    for name in names or arrays:
-        values = arrays[name]
-        ends = name.endswith(_ENDS)
-        finite(np.where(np.isinf(values), 0, values) if ends else values)
-        shown[name] = values
-    return shown
+    return {name: finite(arrays[name], ends=name.endswith(_ENDS)) for name in names or arrays}
 
 
 def _not_finite(item: ModelInput, array: np.ndarray) -> np.ndarray | None:

@@ -151,8 +151,8 @@ def test_a_real_prometheus_answers_every_query_of_the_dashboard(sonar_server, tm
             silent = [query for query in QUERIES if not _answer(prometheus, query)]
         finally:
             process.terminate()
-    # Only what needs an artifact with calibration rows has nothing to say of this model.
-    assert silent in ([], ["dropserve_drift_score"])
+    # So few rows say nothing of drift, and not every model knows what is new to it.
+    assert {query for query in silent if "novelty" not in query} <= {"dropserve_drift_score"}
 
 
 def _answer(prometheus: httpx.Client, query: str) -> list:

@@ -52,6 +52,8 @@ def test_uncertainty_has_every_field_and_its_identities(client, trained):
             "predictive_entropy",
             "expected_entropy",
             "mutual_information",
+            "prediction_set",
+            "abstain",
             "num_samples",
             "converged",
         }
