@@ -83,13 +83,11 @@ def main(
         for one in chosen:
             done = results.by_split(results.read(files[one.name]), own_epochs[one.name])
             queue += pool.batches(one, [at for at in wanted[one.name] if at not in done], own_epochs[one.name])
-        start = time.perf_counter()
-        for number, (batch, records) in enumerate(pool.run(work, data, queue, processes), 1):
-            results.append(files[batch.set_name], records)
-            at = ", ".join(map(str, batch.splits))
-            typer.echo(
-                f"{time.perf_counter() - start:6.0f} s  {number}/{len(queue)}  {batch.set_name}: split {at}", err=True
-            )
+        try:
+            run_all(work, data, queue, processes, files)
+        except KeyboardInterrupt:
+            typer.echo("stopped: the same command goes on", err=True)
+            raise typer.Exit(130) from None
     runs = []
     for one in chosen:
         done = results.by_split(results.read(files[one.name]), own_epochs[one.name])
@@ -97,6 +95,16 @@ def main(
         whole = len(records) == len(one.splits) and own_epochs[one.name] == usual[one.name]
         runs.append(Run(one, records, whole))
     (print_beyond if further else print_protocol)(runs)
+
+
+def run_all(work: pool.Work, data: Path, queue: list[pool.Batch], processes: int, files: dict[str, Path]) -> None:
+    """Write each batch's records as they come."""
+    start = time.perf_counter()
+    for number, (batch, records) in enumerate(pool.run(work, data, queue, processes), 1):
+        results.append(files[batch.set_name], records)
+        splits = ", ".join(map(str, batch.splits))
+        seconds = time.perf_counter() - start
+        typer.echo(f"{seconds:6.0f} s  {number}/{len(queue)}  {batch.set_name}: split {splits}", err=True)
 
 
 def split_numbers(text: str | None, data: sets.RegressionSet) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -49,21 +50,26 @@ def run(work: Work, folder: Path, queue: Sequence[Batch], processes: int) -> Ite
     for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ[name] = "1"
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin) as pool:
         futures = {pool.submit(_work, work, folder, batch): batch for batch in queue}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
-        finally:
+        except BaseException:
+            # Interrupted: the pool by itself would wait for batches that nobody reads any more.
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
 def _work(work: Work, folder: Path, batch: Batch) -> Records:
     return work(sets.load(folder, batch.set_name), batch.splits, batch.epochs)
 
 
-def _end_with_parent() -> None:
-    """A killed run leaves no process behind."""
+def _begin() -> None:
+    """A killed run leaves no process behind; an interrupt from the keyboard is the parent's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def follow() -> None:
         parent = multiprocessing.parent_process()

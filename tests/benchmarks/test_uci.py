@@ -252,24 +252,41 @@ def test_a_killed_run_goes_on(folder, tmp_path):
     assert "8/8" in done.stdout
 
 
-def test_no_process_outlives_a_killed_run(folder, tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT], ids=lambda sent: sent.name)
+def test_no_process_outlives_a_stopped_run(folder, tmp_path, sent):
     process = subprocess.Popen(
-        command(folder, tmp_path, "--epochs", "1000000"), cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True
+        command(folder, tmp_path, "--epochs", "1000000"),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
     )
-    group = process.pid
 
     def alive():
-        return subprocess.run(["pgrep", "-g", str(group)], capture_output=True, text=True, check=False).stdout.split()
+        found = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True, check=False)
+        return found.stdout.split()
 
-    deadline = time.monotonic() + 60
-    while len(alive()) < 3:
+    def at_work(pid):
+        """Whether it leaves SIGINT to its parent: a worker that has begun, or the resource tracker."""
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+        except FileNotFoundError:
+            return False
+        return bool(int(status.split("SigIgn:")[1].split()[0], 16) & 1 << (signal.SIGINT - 1))
+
+    deadline = time.monotonic() + 120
+    while sum(map(at_work, alive())) < 3:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    os.killpg(process.pid, sent) if sent == signal.SIGINT else process.kill()
+    _, errors = process.communicate(timeout=120)
     while alive():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    if sent == signal.SIGINT:
+        assert process.returncode == 130
+        assert errors == "stopped: the same command goes on\n"
 
 
 @pytest.mark.parametrize(
