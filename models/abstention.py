@@ -21,6 +21,12 @@ def of_confidence(confidence: Array, right: Array) -> Abstention:
     return described(threshold, confidence, right)
 
 
+def of_std(std: Array) -> Abstention:
+    """Withholds the answers with the largest standard deviations, a twentieth. std: [N]."""
+    threshold = float(np.sort(std)[len(std) - 1 - int(len(std) * WITHHELD_SHARE)])
+    return Abstention(statistic="std", threshold=threshold, answered_share=float((std <= threshold).mean()))
+
+
 def described(threshold: float, confidence: Array, right: Array, **promise: float) -> Abstention:
     """The threshold with what it does on the rows that it was found on."""
     given = confidence >= threshold

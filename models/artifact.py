@@ -117,11 +117,10 @@ def publish(
         engine = Engine(
             network, specs, task=task, labels=labels, unit=unit, num_samples=num_samples, seed=seed, masks=masks
         )
-        outputs = [head.output for head in engine.heads]
         measured = dict(metrics or {})
         learned = None
         if holdout is not None:
-            rows = holdout.matched(inputs, outputs)
+            rows = holdout.matched(inputs, [head.output for head in engine.heads])
             measured["calibration"] = rows.figures(engine.deterministic, specs)
             learned = calibrate(engine, rows, calibration_settings)
             examples = rows.examples(_MAX_EXAMPLES) if examples is None else examples
@@ -138,7 +137,7 @@ def publish(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             description=description,
             inputs=inputs,
-            outputs=outputs,
+            outputs=[head.output for head in engine.heads],
             stochastic_layers=network.stochastic_layers,
             num_samples=num_samples,
             seed=seed,

@@ -8,14 +8,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import tensorflow as tf
 
-from models import abstention, conformal, temperature
+from models import abstention, conformal, noise, temperature
 from models.calibration_settings import CalibrationSettings
 from models.contract import (
     DEFAULT_COVERAGE,
     REFERENCE_LEVELS,
+    Abstention,
     Calibration,
+    ConformalScores,
+    Noise,
     OutputCalibration,
+    Temperature,
     UncertaintyReference,
 )
 from models.engine import Engine
@@ -53,40 +58,64 @@ def _is_one_choice(head: Head) -> bool:
     return head.is_classification and len(head.output.shape) == 1
 
 
+def _is_one_value(head: Head) -> bool:
+    """Whether a row has one number."""
+    return not head.is_classification and not head.output.shape
+
+
 def _fitted(engine: Engine, head: Head, rows: Rows, target: Array) -> Head:
     """The head with what is fitted on its draws."""
-    if not _is_one_choice(head):
-        shape = head.output.shape
-        what = f"a {head.output.task} of shape {shape} a row" if shape else "a regression"
-        known = OutputCalibration(warnings=[f"{what} is not calibrated"])
-        return replace(head, calibration=known)
-    classes = len(head.output.labels or ())
-    draws = rows.first(temperature.usable_rows((rows.count, engine.num_samples, classes))).run(
-        lambda inputs: {"": engine.served_draws(inputs)[head.output.prefix + "draws"]},
-        engine.input_specs,
-        engine.num_samples * classes,
-    )[""]
-    found, reason = temperature.fit(draws, target)
+    found: Temperature | Noise | None
+    if _is_one_choice(head):
+        found, reason = temperature.fit(_draws(engine, head, rows)["draws"], target)
+    elif _is_one_value(head):
+        draws = _draws(engine, head, rows)
+        found, reason = noise.fit(draws["draws"], draws.get("aleatoric_draws"), target)
+    else:
+        what = "classes" if head.is_classification else "numbers"
+        found, reason = None, f"not calibrated: a row has several {what} (shape {head.output.shape})"
     known = OutputCalibration(fit=found, warnings=[] if reason is None else [reason])
-    return replace(head, calibration=known)
+    output = head.output
+    if isinstance(found, Noise):
+        output = output.model_copy(update={"has_aleatoric": True})
+    return replace(head, output=output, calibration=known)
+
+
+def _draws(engine: Engine, head: Head, rows: Rows) -> dict[str, Array]:
+    """The draws of one output, [rows, T, ...], of as many of the first rows as are used."""
+    prefix, classes = head.output.prefix, len(head.output.labels or "1")
+    names = ("draws", "aleatoric_draws")
+
+    def draws(inputs: list[tf.Tensor]) -> dict[str, tf.Tensor]:
+        found = engine.served_draws(inputs)
+        return {name: found[prefix + name] for name in names if prefix + name in found}
+
+    used = rows.first(temperature.usable_rows((rows.count, engine.num_samples, classes)))
+    return used.run(draws, engine.input_specs, engine.num_samples * classes)
 
 
 def _judged(
     head: Head, answers: dict[str, Array], target: Array, settings: CalibrationSettings, coverage: float
 ) -> Head:
     """The head with its prediction sets and its abstention, from the answers that are served with the fit."""
-    if not _is_one_choice(head):
-        return head
     known = _known(head)
+    if known.fit is None:
+        return head
+    if not head.is_classification:
+        mean, std = answers[head.output.prefix + "mean"], answers[head.output.prefix + "std"]
+        scores = conformal.of_values(mean, std, target)
+        return _with(head, scores, abstention.of_std(std), coverage)
     probabilities = answers[head.output.prefix + "probabilities"]
     scores = conformal.of_classes(probabilities, target, settings.sets)
-    few = conformal.too_few(scores, coverage, head.output.labels or [])
     right = probabilities.argmax(axis=1) == target
-    update = {
-        "conformal": scores,
-        "abstention": abstention.of_confidence(probabilities.max(axis=1), right),
-        "warnings": known.warnings + ([] if few is None else [few]),
-    }
+    return _with(head, scores, abstention.of_confidence(probabilities.max(axis=1), right), coverage)
+
+
+def _with(head: Head, scores: ConformalScores, rule: Abstention, coverage: float) -> Head:
+    known = _known(head)
+    few = conformal.too_few(scores, coverage, head.output.labels or [])
+    warnings = known.warnings + ([] if few is None else [few])
+    update = {"conformal": scores, "abstention": rule, "warnings": warnings}
     return replace(head, calibration=known.model_copy(update=update), coverage=coverage)
 
 

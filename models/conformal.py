@@ -52,6 +52,21 @@ def prediction_set(probabilities: tf.Tensor, conformal: ConformalScores, coverag
     return class_scores(probabilities, conformal.kind) <= thresholds
 
 
+def of_values(means: Array, stds: Array, targets: Array) -> ConformalScores:
+    """The scores |target - mean| / std of rows with these answers [N]."""
+    scores = np.abs(targets - means.astype(np.float64)) / stds.astype(np.float64)
+    return ConformalScores(kind="interval", scores=[_listed(scores[:MOST_ROWS])])
+
+
+def interval(
+    mean: tf.Tensor, std: tf.Tensor, conformal: ConformalScores, coverage: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Both ends [N], in the target's unit. Too few rows make them infinite."""
+    [threshold] = conformal.thresholds(coverage)
+    reach = std * threshold
+    return mean - reach, mean + reach
+
+
 def too_few(conformal: ConformalScores, coverage: float, labels: list[str]) -> str | None:
     """The sentence for an infinite threshold."""
     wanted = conformal.rows_wanted(coverage)

@@ -106,10 +106,10 @@ class Engine:
             ],
             parallel_iterations=1,
         )
-        return {
-            head.output.prefix + "draws": head.classes(values)
-            for head, values in zip(self.heads, collected, strict=True)
-        }
+        answers: dict[str, tf.Tensor] = {}
+        for head, values in zip(self.heads, collected, strict=True):
+            answers |= head.drawn(values)
+        return answers
 
     def served_draws(self, inputs: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
         """The draws of `default`."""
@@ -194,7 +194,7 @@ class Engine:
         self._read = read
         self.noises = noises
         self.heads = heads_of(self.network, shapes, task, labels, unit, self.input_specs)
-        self._draw_shapes = [_draw_shape(head) for head in self.heads]
+        self._draw_shapes = [head.draw_shape for head in self.heads]
 
     def _keep_masks(self) -> None:
         """Draw the default seed's masks once, for as many of the first draws as KEPT_BYTES allows."""
@@ -407,11 +407,6 @@ def _rows(prefix: list[tf.Tensor]) -> tf.Tensor:
 def _has_rows(tensor: tf.Tensor) -> bool:
     """Whether the first axis is the rows': what is the same for every row (positions, constants) has a fixed shape."""
     return tensor.shape.rank > 0 and tensor.shape[0] is None
-
-
-def _draw_shape(head: Head) -> list[int | None]:
-    shape = head.output.shape
-    return shape[:-1] if head.binary else shape
 
 
 def _flatten(moments: list[Moments]) -> list[tf.Tensor]:

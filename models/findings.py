@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.contract import Abstention, Calibration, OutputCalibration, Temperature
+from models.contract import Abstention, Calibration, Noise, OutputCalibration
 
 
 def sentences(calibration: Calibration) -> list[str]:
@@ -18,7 +18,10 @@ def sentences(calibration: Calibration) -> list[str]:
 
 def _fit(output: OutputCalibration) -> list[str]:
     fit = output.fit
-    if not isinstance(fit, Temperature) or fit.value == 1.0:
+    if isinstance(fit, Noise):
+        what = f"noise {fit.std:.4g}" if fit.std is not None else f"noise {fit.scale:.3g} times the network's own"
+        return [f"{what}: NLL {fit.nll_before:.4g} -> {fit.nll_after:.4g} (cross-validated)"]
+    if fit is None or fit.value == 1.0:
         return []
     return [
         f"temperature {fit.value:.3g}: NLL {fit.nll_before:.4g} -> {fit.nll_after:.4g}, "
@@ -30,6 +33,8 @@ def _sets(output: OutputCalibration, calibration: Calibration) -> list[str]:
     scores = output.conformal
     if scores is None:
         return []
+    if scores.kind == "interval":
+        return [f"intervals from {len(scores.scores[0]):,} rows, at a coverage of {calibration.coverage:.0%}"]
     kind = f"{scores.kind.upper()}, by class" if scores.by_class else scores.kind.upper()
     rows = sum(len(part) for part in scores.scores)
     return [f"prediction sets ({kind}) from {rows:,} rows, at a coverage of {calibration.coverage:.0%}"]

@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from models import conformal, statistics, temperature
-from models.contract import DEFAULT_COVERAGE, ArtifactError, ModelOutput, OutputCalibration, Task, Temperature
+from models import conformal, mixture, statistics, temperature
+from models.contract import DEFAULT_COVERAGE, ArtifactError, ModelOutput, Noise, OutputCalibration, Task, Temperature
 from models.network import Network
 from models.statistics import Moments
 
@@ -33,6 +33,8 @@ class Head:
     binary: bool
     # The network's tensor has a last axis of size 1 that the answer does not have.
     squeeze: bool
+    # The network's last axis is a target's mean and the standard deviation of its noise, both in the target's unit.
+    has_noise: bool = False
     # What held-out rows taught of its draws, which applies it; None until then.
     calibration: OutputCalibration | None = None
     # Of the prediction sets.
@@ -42,9 +44,20 @@ class Head:
     def is_classification(self) -> bool:
         return self.output.task == "classification"
 
+    @property
+    def draw_shape(self) -> list[int | None]:
+        """Per-row shape of the quantity that is averaged over draws."""
+        shape = self.output.shape
+        return shape[:-1] if self.binary else [2] if self.has_noise else shape
+
     def quantity(self, tensor: tf.Tensor) -> tf.Tensor:
-        """The network's tensor [N, ...] as the quantity that is averaged over draws, float32."""
+        """The network's tensor [N, ...] as the quantity that is averaged over draws, float32.
+
+        With `has_noise` a mean and a variance, [N, 2].
+        """
         values = tf.cast(tensor, tf.float32)
+        if self.has_noise:
+            return tf.stack([values[:, 0], tf.square(values[:, 1])], axis=-1)
         if self.squeeze:
             values = tf.squeeze(values, axis=-1)
         if self.link == "softmax":
@@ -71,8 +84,31 @@ class Head:
 
     def point(self, tensor: tf.Tensor) -> dict[str, tf.Tensor]:
         """The deterministic answer."""
+        if self.has_noise:
+            return {self.output.prefix + "mean": tf.cast(tensor[:, 0], tf.float32)}
         name = "probabilities" if self.is_classification else "mean"
         return {self.output.prefix + name: self.classes(self.quantity(tensor))}
+
+    def drawn(self, draws: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Every draw's answer, from the quantity's draws [N, T, ...]."""
+        if not self.has_noise:
+            return {self.output.prefix + "draws": self.classes(draws)}
+        stds = tf.sqrt(draws[..., 1]) * self._noise_scale
+        return {self.output.prefix + "draws": draws[..., 0], self.output.prefix + "aleatoric_draws": stds}
+
+    @property
+    def _noise(self) -> Noise | None:
+        fit = self.calibration.fit if self.calibration is not None else None
+        return fit if isinstance(fit, Noise) else None
+
+    @property
+    def _noise_std(self) -> float:
+        """Of a noise that is the same for every row."""
+        return (self._noise.std or 0.0) if self._noise is not None else 0.0
+
+    @property
+    def _noise_scale(self) -> float:
+        return 1.0 if self._noise is None else self._noise.scale
 
     def moments(self, draws: tf.Tensor, first_draw: tf.Tensor | int) -> Moments:
         """Moments of one chunk of the quantity's draws [N, C, ...]."""
@@ -80,12 +116,19 @@ class Head:
         return statistics.of_draws(draws, first_draw, entropies)
 
     def standard_error(self, moments: Moments, num_draws: tf.Tensor | int) -> tf.Tensor:
-        return statistics.standard_deviation(moments, num_draws) / tf.sqrt(tf.cast(num_draws, tf.float32))
+        """Of the mean of the draws, [N, ...]."""
+        std = statistics.standard_deviation(moments, num_draws)
+        if self.has_noise:
+            std = std[:, 0]
+        return std / tf.sqrt(tf.cast(num_draws, tf.float32))
 
     def summary(self, moments: Moments, num_draws: tf.Tensor | int) -> dict[str, tf.Tensor]:
         """All that is reported of the draws, by signature output name."""
-        std = statistics.standard_deviation(moments, num_draws)
         error = self.standard_error(moments, num_draws)
+        if self.has_noise or self._noise is not None:
+            answers = self._noisy(moments, num_draws, error)
+            return {self.output.prefix + name: value for name, value in answers.items()}
+        std = statistics.standard_deviation(moments, num_draws)
         if self.is_classification:
             lower, upper = statistics.central_interval(moments.first, (0.0, 1.0))
             predictive = statistics.entropy(moments.mean, self.binary)
@@ -114,16 +157,50 @@ class Head:
             }
         return {self.output.prefix + name: value for name, value in answers.items()}
 
+    def _noisy(self, moments: Moments, num_draws: tf.Tensor | int, error: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The summary of a regression whose noise is known: variances add, quantiles are the mixture's."""
+        mean, first = moments.mean, moments.first
+        epistemic = statistics.standard_deviation(moments, num_draws)
+        if self.has_noise:
+            # E[sigma^2], Kendall & Gal 2017, eq. 9.
+            variance = mean[:, 1] * self._noise_scale**2
+            stds = tf.sqrt(first[..., 1]) * self._noise_scale
+            mean, epistemic, first = mean[:, 0], epistemic[:, 0], first[..., 0]
+            aleatoric = tf.sqrt(variance)
+        else:
+            aleatoric = tf.zeros_like(mean) + self._noise_std
+            stds = aleatoric[:, None]
+        std = tf.sqrt(tf.square(epistemic) + tf.square(aleatoric))
+        lower, upper = statistics.known_tails(
+            first, lambda: mixture.quantiles(first, stds, mean, std, statistics.INTERVAL_LEVELS)
+        )
+        return {
+            "mean": mean,
+            "epistemic_std": epistemic,
+            "aleatoric_std": aleatoric,
+            "std": std,
+            "standard_error": error,
+            "lower": lower,
+            "upper": upper,
+        }
+
     def decisions(self, answers: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """What follows from the summary by the calibration: prediction sets [N, K] and whether to abstain [N]."""
+        """What follows from the summary by the calibration: prediction sets [N, K] or intervals [N], and whether to
+        abstain [N].
+        """
         known, prefix = self.calibration, self.output.prefix
         found: dict[str, tf.Tensor] = {}
-        if known is not None and known.conformal is not None:
+        if known is not None and known.conformal is not None and self.is_classification:
             probabilities = answers[prefix + "probabilities"]
             found["prediction_set"] = conformal.prediction_set(probabilities, known.conformal, self.coverage)
-        if known is not None and known.abstention is not None:
+        elif known is not None and known.conformal is not None:
+            ends = conformal.interval(answers[prefix + "mean"], answers[prefix + "std"], known.conformal, self.coverage)
+            found["interval_lower"], found["interval_upper"] = ends
+        if known is not None and known.abstention is not None and self.is_classification:
             confidence = tf.reduce_max(answers[prefix + "probabilities"], axis=-1)
             found["abstain"] = confidence < known.abstention.threshold
+        elif known is not None and known.abstention is not None:
+            found["abstain"] = answers[prefix + "std"] > known.abstention.threshold
         return {prefix + name: value for name, value in found.items()}
 
 

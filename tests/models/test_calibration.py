@@ -1,12 +1,14 @@
 """Calibration inside an artifact: the graph answers what the manifest says."""
 
+import keras
 import numpy as np
 import pytest
 from scipy.special import softmax
+from scipy.stats import norm
 
 from models.artifact import publish
 from models.calibration_settings import CalibrationSettings
-from models.contract import Temperature
+from models.contract import Noise, Temperature
 from models.holdout import KnownRows
 from tests.models import networks, oracle
 from tests.models.artifacts import Artifact
@@ -110,3 +112,58 @@ def test_with_too_few_rows_everything_stays_off_and_says_so(repository):
     assert learned.fit.value == 1.0
     assert len(learned.warnings) == 2
     assert few.sample(np.zeros((3, 4), np.float32), 30)["prediction_set"].all()
+
+
+@pytest.fixture(scope="module")
+def regression(repository) -> Artifact:
+    """`networks.regression_net` on targets that are its own answers with a noise of 0.5."""
+    inputs, random = branch_rows(ROWS), np.random.default_rng(3)
+    truth = np.asarray(networks.regression_net()([inputs["left"], inputs["right"]], training=False))[:, 0]
+    rows = KnownRows(inputs, [truth + random.normal(0, 0.5, ROWS)])
+    return Artifact(publish(networks.regression_net(), name="noisy", repository=repository, holdout=rows))
+
+
+def branch_rows(count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(seed)
+    return {name: random.normal(size=(count, size)).astype(np.float32) for name, size in (("left", 3), ("right", 2))}
+
+
+def test_a_regressions_noise_adds_to_the_draws_variance(regression):
+    learned, x = known(regression), branch_rows(50, seed=1)
+    assert isinstance(learned.fit, Noise)
+    assert learned.fit.std == pytest.approx(0.5, abs=0.1)
+    assert regression.manifest.outputs[0].has_aleatoric
+    draws = regression.draws(x, 100)
+    for answer in (regression.answer("mc_predict", x), regression.sample(x, 100)):
+        np.testing.assert_allclose(answer["epistemic_std"], draws.std(axis=1, ddof=1), atol=1e-5)
+        np.testing.assert_allclose(answer["aleatoric_std"], np.full(50, learned.fit.std), rtol=1e-6)
+        np.testing.assert_allclose(answer["std"], np.hypot(answer["epistemic_std"], answer["aleatoric_std"]), rtol=1e-5)
+        for level, name in ((0.05, "lower"), (0.95, "upper")):
+            below = norm.cdf(answer[name][:, None], draws, learned.fit.std).mean(axis=1)
+            np.testing.assert_allclose(below, level, atol=1e-4)
+    assert np.isinf(regression.sample(x, 5)["lower"]).all()
+    assert regression.sample({name: values[:0] for name, values in x.items()}, 30)["lower"].shape == (0,)
+
+
+def test_a_regressions_interval_and_abstention_are_what_the_manifest_says(regression):
+    learned, x = known(regression), branch_rows(400, seed=2)
+    [threshold] = learned.conformal.thresholds(0.9)
+    for answer in (regression.answer("mc_predict", x), regression.adaptive(x, 0.02, 500)):
+        reach = threshold * answer["std"]
+        np.testing.assert_allclose(answer["interval_lower"], answer["mean"] - reach, atol=1e-5)
+        np.testing.assert_allclose(answer["interval_upper"], answer["mean"] + reach, atol=1e-5)
+        np.testing.assert_array_equal(answer["abstain"], answer["std"] > np.float32(learned.abstention.threshold))
+    assert learned.reference.epistemic_std is not None
+    assert learned.abstention.answered_share == pytest.approx(0.95, abs=0.01)
+
+
+def test_several_numbers_a_row_are_not_calibrated_and_the_manifest_says_so(repository):
+    inputs = keras.Input((4,), name="x")
+    hidden = keras.layers.Dropout(0.3)(keras.layers.Dense(8, activation="tanh")(inputs))
+    model = networks.scatter(keras.Model(inputs, keras.layers.Dense(2, name="pair")(hidden)))
+    x = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    rows = KnownRows({"x": x}, [np.zeros((30, 2))])
+    pair = Artifact(publish(model, name="pair", repository=repository, holdout=rows))
+    assert known(pair).warnings == ["not calibrated: a row has several numbers (shape [2])"]
+    assert {"std", "aleatoric_std", "abstain", "interval_lower"}.isdisjoint(pair.sample(x, 30))
+    assert not pair.manifest.outputs[0].has_aleatoric
