@@ -280,6 +280,7 @@ def tune(
     with quiet_start():
         from training import pipeline, summary, tune_summary
         from training import tune as tuning
+        from training.collapse import TRIES
         from training.splits import split
 
     wanted = tuple(part.strip() for part in dimensions.split(",") if part.strip())
@@ -301,7 +302,7 @@ def tune(
     if worker:
         print(json.dumps(tune_summary.document(found, settings)) if as_json else "the trials are done")
         return
-    published = pipeline.train(replace(request, recipe=found.recipe), reporter)
+    published = pipeline.train(replace(request, recipe=found.recipe, tries=TRIES), reporter)
     if as_json:
         print(json.dumps(summary.document(published) | {"tuning": tune_summary.document(found, settings)}, indent=2))
     else:

@@ -20,11 +20,16 @@ BATCH = 4096
 
 def evaluate(model: keras.Model, data: Dataset, rows: NDArray[np.int64]) -> dict[str, float]:
     """`figures` of the network with dropout off."""
-    answers = [model(data.network_input(part), training=False) for part in parts(rows)]
-    answer = np.concatenate([keras.ops.convert_to_numpy(part) for part in answers]).astype(np.float64)
+    return figures(answers(model, data, rows), data, rows)
+
+
+def answers(model: keras.Model, data: Dataset, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Of the network with dropout off: probabilities [n, K] in the order of the labels, or the target [n]."""
+    values = [model(data.network_input(part), training=False) for part in parts(rows)]
+    answer = np.concatenate([keras.ops.convert_to_numpy(part) for part in values]).astype(np.float64)
     if data.task == "regression":
-        return figures(answer[:, 0], data, rows)
-    return figures(np.hstack([1 - answer, answer]) if len(data.labels) == 2 else answer, data, rows)
+        return answer[:, 0]
+    return np.hstack([1 - answer, answer]) if len(data.labels) == 2 else answer
 
 
 def evaluate_artifact(folder: Path, data: Dataset, rows: NDArray[np.int64]) -> dict[str, float]:

@@ -12,14 +12,18 @@ from models.bento_store import import_artifact
 from models.contract import DEFAULT_SEED, Manifest, TrainingData, read_manifest
 from models.holdout import KnownRows
 from training import model_report
+from training.collapse import is_constant
 from training.comparison import Variant, alternatives, fit_variant, place
 from training.concrete import RatesVanished, learn_rates
 from training.datasets import Dataset
-from training.evaluation import evaluate_artifact, evaluate_constant
+from training.evaluation import answers, evaluate_artifact, evaluate_constant
 from training.model_report import Evidence
 from training.plan import Plan
 from training.progress import Reporter
 from training.splits import Split, split
+
+# Training rows that show whether a network is alive.
+LOOKED_AT = 10_000
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Published:
     mc_metrics: dict[str, float]
     # Of the same answer to every row: what a useful network must beat.
     constant_metrics: dict[str, float]
+    # Whether the published network gives one answer to all of its training rows.
+    collapsed: bool
 
 
 def train(plan: Plan, reporter: Reporter) -> Published:
@@ -47,7 +53,7 @@ def train(plan: Plan, reporter: Reporter) -> Published:
     described = training_data(data, rows)
     if plan.concrete:
         plan = learned(plan, rows, reporter)
-    chosen = fit_variant(place(plan.recipe), plan.recipe, data, rows, plan.seed, reporter)
+    plan, chosen, collapsed = fit_alive(plan, rows, reporter)
     beside = [
         fit_variant(name, recipe, data, rows, plan.seed, reporter)
         for name, recipe in (alternatives(plan.recipe).items() if plan.compare else ())
@@ -91,8 +97,30 @@ def train(plan: Plan, reporter: Reporter) -> Published:
         tag = import_artifact(folder)
         mc_metrics = evaluate_artifact(folder, data, rows.test)
     return Published(
-        folder, tag, read_manifest(folder), described, data.ignored, [chosen, *beside], mc_metrics, constant_metrics
+        folder,
+        tag,
+        read_manifest(folder),
+        described,
+        data.ignored,
+        [chosen, *beside],
+        mc_metrics,
+        constant_metrics,
+        collapsed,
     )
+
+
+def fit_alive(plan: Plan, rows: Split, reporter: Reporter) -> tuple[Plan, Variant, bool]:
+    """The plan's network, with the next seed instead where it answers the same to every training row.
+
+    Returns the plan with the seed that was used, the network, and whether none of `plan.tries` seeds gave another.
+    """
+    for seed in range(plan.seed, plan.seed + plan.tries):
+        chosen = fit_variant(place(plan.recipe), plan.recipe, plan.data, rows, seed, reporter)
+        looked_at = rows.train[:LOOKED_AT]
+        collapsed = is_constant(answers(chosen.model, plan.data, looked_at), plan.data, looked_at)
+        if not collapsed:
+            break
+    return replace(plan, seed=seed), chosen, collapsed
 
 
 def learned(plan: Plan, rows: Split, reporter: Reporter) -> Plan:

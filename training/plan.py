@@ -56,6 +56,8 @@ class Plan:
     concrete: bool = False
     # What is asked of the calibration.
     calibration: CalibrationSettings = AS_USUAL
+    # Seeds to try while the network comes out as one answer to every row.
+    tries: int = 1
 
 
 def plan(

@@ -29,6 +29,9 @@ CREATE_TRIES = 10
 # Trials sampled at random before TPE has something to learn from; trials before one may be pruned.
 RANDOM_TRIALS, UNPRUNED_TRIALS = 10, 5
 
+# Of a trial: how many of its nets answer the same to every row.
+COLLAPSED = "collapsed"
+
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -119,7 +122,9 @@ def run(
         # By the trial's number: reproducible in one process, different in each of several.
         with _experimental():
             study.sampler = optuna.samplers.TPESampler(
-                seed=(search.seed + trial.number) % 2**32, n_startup_trials=RANDOM_TRIALS, constant_liar=True
+                seed=(search.seed + trial.number) % 2**32,
+                n_startup_trials=RANDOM_TRIALS,
+                constant_liar=True,
             )
         trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
 
@@ -157,3 +162,28 @@ def run(
 
 def count(study: optuna.Study, *states: TrialState) -> int:
     return len(study.get_trials(deepcopy=False, states=states))
+
+
+def set_collapsed(trial: optuna.Trial, nets: int) -> None:
+    """To the sampler it is a constraint: it looks where there are none."""
+    trial.set_constraint(COLLAPSED, nets)
+
+
+def is_collapsed(trial: optuna.trial.FrozenTrial) -> bool:
+    return _collapsed(trial) > 0
+
+
+def best(study: optuna.Study) -> optuna.trial.FrozenTrial:
+    """The completed trial of the best value among those with the fewest collapsed nets; the first of equals."""
+    sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
+
+    def rank(trial: optuna.trial.FrozenTrial) -> tuple[float, float]:
+        assert trial.value is not None
+        return _collapsed(trial), sign * trial.value
+
+    return min(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]), key=rank)
+
+
+def _collapsed(trial: optuna.trial.FrozenTrial) -> float:
+    # Trials of earlier versions have no such number.
+    return trial.constraints.get(COLLAPSED, 0.0)

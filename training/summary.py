@@ -73,6 +73,7 @@ def document(published: Published) -> dict[str, Any]:
         "variants": [variant.summary() for variant in published.variants],
         "mc_metrics": published.mc_metrics,
         "constant_metrics": published.constant_metrics,
+        "collapsed": published.collapsed,
     }
 
 
@@ -81,7 +82,13 @@ def sentences(published: Published) -> str:
     manifest, data = published.manifest, published.training_data
     lines = findings.sentences(manifest.calibration) if manifest.calibration is not None else []
     calibration = "".join(f"  {line}\n" for line in lines)
-    return (
+    warning = (
+        "The network has collapsed: it answers the same to every row. Wanted lower rates, a lower learning rate or "
+        "another --seed.\n"
+        if published.collapsed
+        else ""
+    )
+    return warning + (
         f"Published {manifest.name} {manifest.version} in {published.folder}, "
         f"and in BentoML's store as {published.bento_tag}.\n"
         f"{data.train_rows} rows trained it, {data.calibration_rows} calibrate it, {data.test_rows} test it.\n"

@@ -3,6 +3,8 @@
 The rates are searched by cross-validation within the training rows. The best figure of a search is too good: it was
 chosen for being the best. So the whole search is repeated inside each of a few outer folds, and what it finds there is
 judged on rows that it never saw: that is the reported score. The winner is then trained on all training rows.
+
+A trial in which the net of any fold answers the same to every row has collapsed. It wins only where all others did too.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ from typing import Any, Literal
 
 import numpy as np
 import optuna
+from numpy.typing import NDArray
 
 from training import scores, search
+from training.collapse import TRIES, constant_answer, is_constant
 from training.datasets import Dataset
 from training.errors import InputError
 from training.folds import Index, Job, Outcome, dense, fit_jobs, inner_folds
@@ -135,9 +139,16 @@ class Tuned:
     nested_scores: tuple[float, ...]
     # The recipe that the search began with, on the same outer folds.
     start: Interval | None
-    # Of the winner's search: how many trials ended how.
+    # The same of one answer to every row, made of the training targets alone.
+    constant_score: float
+    # Of the winner's search: how many trials ended how, and in how many of the completed ones a net collapsed.
     completed: int
     pruned: int
+    collapsed: int
+    # Whether the winner is one of those, since there was no other.
+    winner_collapsed: bool
+    # Outer folds whose net was a constant with every seed: their scores are in the nested estimate.
+    collapsed_outer: int
 
 
 def check(data: Dataset, objective: str | None, dimensions: tuple[str, ...]) -> Objective:
@@ -183,22 +194,30 @@ def tune(
     completed = search.count(winner, optuna.trial.TrialState.COMPLETE)
     if not completed:
         raise NoTrial(settings.timeout_s)
+    best = search.best(winner)
     judged = [
-        (settings.space.recipe(found[f"outer-{number}"].best_params), train, held)
+        (settings.space.recipe(search.best(found[f"outer-{number}"]).params), train, held)
         for number, (train, held) in enumerate(outer)
         if search.count(found[f"outer-{number}"], optuna.trial.TrialState.COMPLETE)
     ]
-    nested = [_held_out_score(data, recipe, train, held, settings) for recipe, train, held in judged]
-    start = [_held_out_score(data, settings.space.base, train, held, settings) for _, train, held in judged]
+    tried = [_held_out_score(data, recipe, train, held, settings) for recipe, train, held in judged]
+    nested = [score for score, _ in tried]
+    start = [_held_out_score(data, settings.space.base, train, held, settings)[0] for _, train, held in judged]
     share = 1 / (settings.outer_folds - 1) if outer else 0.0
+    parts_of_trial = inner_folds(data.y, data.task, rows, folds=settings.folds, seed=settings.seed)
+    assert best.value is not None
     return Tuned(
-        settings.space.recipe(winner.best_params),
-        winner.best_value,
+        settings.space.recipe(best.params),
+        best.value,
         corrected_interval(np.array(nested), share) if len(nested) > 1 else None,
         tuple(nested),
         corrected_interval(np.array(start), share) if len(start) > 1 else None,
+        float(np.mean([_constant_score(data, train, held, settings) for train, held in parts_of_trial])),
         completed,
         search.count(winner, optuna.trial.TrialState.PRUNED),
+        sum(search.is_collapsed(trial) for trial in winner.get_trials(states=[optuna.trial.TrialState.COMPLETE])),
+        search.is_collapsed(best),
+        sum(collapsed for _, collapsed in tried),
     )
 
 
@@ -226,30 +245,67 @@ def _search(data: Dataset, settings: Settings, storage: optuna.storages.BaseStor
 
 def _objective(data: Dataset, rows: Index, settings: Settings) -> Callable[..., float]:
     parts = inner_folds(data.y, data.task, rows, folds=settings.folds, seed=settings.seed)
+    most = float(np.mean([_constant_loss(data, train, held) for train, held in parts]))
 
     def objective(trial: optuna.Trial, look: Callable[[int, float], None]) -> float:
         recipe = settings.space.suggest(trial)
         jobs = [Job(recipe, train, held, seed=settings.seed + number) for number, (train, held) in enumerate(parts)]
-        outcomes = fit_jobs(data, jobs, num_samples=settings.num_samples, on_look=look)
-        return float(
-            np.mean([_score(data, held, outcome, settings) for (_, held), outcome in zip(parts, outcomes, strict=True)])
+        outcomes = fit_jobs(
+            data,
+            jobs,
+            num_samples=settings.num_samples,
+            # A net that is sure of its errors has a greater loss than a dead one, and must not be pruned for that.
+            on_look=lambda epoch, loss: look(epoch, min(loss, most)),
         )
+        search.set_collapsed(
+            trial, sum(is_constant(one.answer, data, held) for one, (_, held) in zip(outcomes, parts, strict=True))
+        )
+        scores_of_folds = [
+            _score(data, held, _served(outcome), settings) for (_, held), outcome in zip(parts, outcomes, strict=True)
+        ]
+        return float(np.mean(scores_of_folds))
 
     return objective
 
 
-def _held_out_score(data: Dataset, recipe: Recipe, train: Index, held: Index, settings: Settings) -> float:
-    [outcome] = fit_jobs(data, [Job(recipe, train, held, seed=settings.seed)], num_samples=settings.num_samples)
-    return _score(data, held, outcome, settings)
+def _held_out_score(data: Dataset, recipe: Recipe, train: Index, held: Index, settings: Settings) -> tuple[float, bool]:
+    """As the winner is trained: anew with the next seed where the net is a constant on its own training rows.
+
+    Returns the score, and whether the last net was a constant as well.
+    """
+    for number in range(TRIES):
+        job = Job(recipe, train, np.concatenate([held, train]), seed=settings.seed + number)
+        [outcome] = fit_jobs(data, [job], num_samples=settings.num_samples)
+        collapsed = is_constant(outcome.answer[len(held) :], data, train)
+        if not collapsed:
+            break
+    return _score(data, held, _served(outcome)[: len(held)], settings), collapsed
 
 
-def _score(data: Dataset, rows: Index, outcome: Outcome, settings: Settings) -> float:
-    """Of the mean of the draws: what is served as uncertainty's own answer."""
-    answer, y = outcome.monte_carlo, data.y[rows]
-    assert answer is not None
+def _served(outcome: Outcome) -> NDArray[np.float64]:
+    """The mean of the draws: what is served as uncertainty's own answer. [n, K] or [n]."""
+    assert outcome.monte_carlo is not None
+    # Of a regression all draws are there: [T, n].
+    return outcome.monte_carlo if outcome.answer.ndim == 2 else outcome.monte_carlo.mean(axis=0)
+
+
+def _score(data: Dataset, rows: Index, answer: NDArray[np.float64], settings: Settings) -> float:
+    y = data.y[rows]
     if data.task == "regression":
-        return float(np.sqrt(np.mean(np.square(answer.mean(axis=0) - y))))
+        return float(np.sqrt(np.mean(np.square(answer - y))))
     return scores.classification(answer, y)[settings.objective]
+
+
+def _constant_score(data: Dataset, train: Index, held: Index, settings: Settings) -> float:
+    return _score(data, held, constant_answer(data, train, len(held)), settings)
+
+
+def _constant_loss(data: Dataset, train: Index, held: Index) -> float:
+    """In the units of the training's own loss: nats, or squared standard deviations of the target."""
+    answer, y = constant_answer(data, train, len(held)), data.y[held]
+    if data.task == "regression":
+        return float(np.mean(np.square((answer - y) / data.y[train].std(dtype=np.float64))))
+    return scores.classification(answer, y)["nll"]
 
 
 def space(base: Recipe, dimensions: tuple[str, ...]) -> Space:
