@@ -8,6 +8,7 @@ SERVING_VENV := .venv-serving
 BIN := $(VENV)/bin
 LOCK := requirements/all.lock
 SERVING_LOCK := requirements/serving.lock
+GPU_LOCK := requirements/serving-gpu.lock
 # Empty files that say "this environment holds what its lock file says".
 READY := $(VENV)/.ready
 SERVING_READY := $(SERVING_VENV)/.ready
@@ -22,7 +23,7 @@ export BENTOML_DO_NOT_TRACK ?= True
 export DROPSERVE_REPOSITORY ?= artifacts
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve train test check format lock loadtest bench bento serving-env clean
+.PHONY: help install serve train test check format lock loadtest bench bento bento-gpu serving-env clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,9 +50,10 @@ format: $(READY) ## format and fix what can be fixed mechanically
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: $(READY) ## write the lock files anew from pyproject.toml and requirements/serving.in
+lock: $(READY) ## write the lock files anew from pyproject.toml and requirements/*.in
 	$(UV_COMPILE) --extra dev --extra ray --extra otel pyproject.toml -o $(LOCK)
 	$(UV_COMPILE) requirements/serving.in -c $(LOCK) -o $(SERVING_LOCK)
+	$(UV_COMPILE) requirements/serving-gpu.in -c $(SERVING_LOCK) -o $(GPU_LOCK)
 
 loadtest: $(READY) ## put load on the server at PORT (3000) and give a verdict
 	$(BIN)/dropserve loadtest --host http://127.0.0.1:$(PORT)
@@ -62,6 +64,10 @@ bench: $(READY) ## measure the server on this machine, as ratios (needs wrk)
 bento: $(READY) ## build a Bento of the server with the newest Sonar model in it
 	@$(BIN)/bentoml models get sonar:latest >/dev/null 2>&1 || $(BIN)/dropserve train sonar
 	$(BIN)/bentoml build
+
+bento-gpu: $(READY) ## the same with CUDA's packages, one worker for each GPU
+	@$(BIN)/bentoml models get sonar:latest >/dev/null 2>&1 || $(BIN)/dropserve train sonar
+	$(BIN)/bentoml build -f bentofile-gpu.yaml
 
 serving-env: $(SERVING_READY) ## create .venv-serving: what the server needs, without what training needs
 

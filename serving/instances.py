@@ -32,6 +32,10 @@ _OVERFLOW = {"float16": 65_520, "float32": 2**128 - 2**103, "float64": 2**1024 -
 _LIMITS = {np.dtype(name): float(limit) if name != "float64" else np.inf for name, limit in _OVERFLOW.items()}
 
 
+# Stands for a name that an object does not have.
+_ABSENT = object()
+
+
 class NotPlain(Exception):
     """The bulk reading does not fit: read value by value."""
 
@@ -96,6 +100,30 @@ class _Column:
                 # A lone surrogate has no UTF-8 form: no such text can reach the graph.
                 return type(value) is str and _is_encodable(value)
 
+    def plain(self, values: list[Any]) -> np.ndarray:
+        """A whole column [N]; NotPlain unless every value fits, which `read` then says more about."""
+        kinds = set(map(type, values))
+        if kinds & {type(None), type(_ABSENT)}:
+            if not self.nullable or self.dtype.kind not in "fO":
+                raise NotPlain
+            missing = np.nan if self.dtype.kind == "f" else ""
+            absent = np.fromiter((value is None or value is _ABSENT for value in values), bool, len(values))
+            array = np.full(len(values), missing, self.dtype)
+            present = [value for value in values if value is not None and value is not _ABSENT]
+            array[~absent] = self.plain(present) if present else array[:0]
+            return array
+        if self.is_boolean_number:
+            if not kinds <= {bool, int, float}:
+                raise NotPlain
+            # As exact numbers: an integer may be too large for a float.
+            if not set(values) <= {0, 1}:
+                raise NotPlain
+            return np.array(values, self.dtype)
+        array = _plain_array(values, self.dtype)
+        if self.is_category and not self.nullable and "" in values:
+            raise NotPlain
+        return array
+
 
 class InstanceReader:
     """Reads `instances` for one model, as its manifest describes the inputs."""
@@ -104,6 +132,7 @@ class InstanceReader:
         self._inputs = manifest.inputs
         self._by_name = {item.name: item for item in manifest.inputs}
         self._columns = _columns(manifest)
+        self._names = {column.name for column in self._columns}
         self._read: Callable[[list[Any]], Arrays]
         # A table of numbers in one tensor [N, F], rather than one tensor [N] for each column.
         self._is_matrix = manifest.is_table and len(manifest.inputs) == 1 and len(manifest.inputs[0].shape) == 1
@@ -136,14 +165,23 @@ class InstanceReader:
 
     def _read_matrix(self, instances: list[Any]) -> Arrays:
         item = self._inputs[0]
-        try:
-            return {item.name: self._plain_matrix(instances, self._columns)}
-        except NotPlain:
-            rows = [self._row_values(row, instance) for row, instance in enumerate(_same_form(instances))]
-            return {item.name: np.array(rows, self._columns[0].dtype)}
+        for read in (self._plain_matrix, self._plain_matrix_with_gaps):
+            try:
+                return {item.name: read(instances)}
+            except NotPlain:
+                continue
+        rows = [self._row_values(row, instance) for row, instance in enumerate(_same_form(instances))]
+        return {item.name: np.array(rows, self._columns[0].dtype)}
 
-    def _plain_matrix(self, instances: list[Any], columns: list[_Column]) -> np.ndarray:
+    def _plain_matrix_with_gaps(self, instances: list[Any]) -> np.ndarray:
+        """The same where values may be missing: column by column."""
+        if not any(column.nullable for column in self._columns):
+            raise NotPlain
+        return np.stack(self._plain_columns(instances), axis=1)
+
+    def _plain_matrix(self, instances: list[Any]) -> np.ndarray:
         """The whole table in bulk; NotPlain unless every row is as it should be."""
+        columns = self._columns
         width = len(columns)
         kinds = set(map(type, instances))
         if kinds == {dict}:
@@ -165,11 +203,30 @@ class InstanceReader:
     # A table with other types: one tensor for each column.
 
     def _read_columns(self, instances: list[Any]) -> Arrays:
+        try:
+            found = self._plain_columns(instances)
+            return {item.name: array for item, array in zip(self._inputs, found, strict=True)}
+        except NotPlain:
+            pass
         rows = [self._row_values(row, instance) for row, instance in enumerate(_same_form(instances))]
         return {
             item.name: np.array([row[place] for row in rows], column.dtype)
             for place, (item, column) in enumerate(zip(self._inputs, self._columns, strict=True))
         }
+
+    def _plain_columns(self, instances: list[Any]) -> list[np.ndarray]:
+        """One array [N] for each column, in bulk; NotPlain unless every row is as it should be."""
+        columns = self._columns
+        kinds = set(map(type, instances))
+        if kinds == {list}:
+            if set(map(len, instances)) != {len(columns)}:
+                raise NotPlain
+            return [
+                column.plain(list(found)) for column, found in zip(columns, zip(*instances, strict=True), strict=True)
+            ]
+        if kinds != {dict} or not self._names.issuperset(chain.from_iterable(instances)):
+            raise NotPlain
+        return [column.plain([instance.get(column.name, _ABSENT) for instance in instances]) for column in columns]
 
     def _row_values(self, row: int, instance: Any) -> list[Any]:
         """One row of a table, value by value, in column order."""

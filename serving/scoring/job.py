@@ -86,7 +86,7 @@ class Target:
         kind = KINDS.get(out.suffix.lower())
         if kind is None or out.is_dir():
             shelf = Shelf(out.absolute(), out.absolute() / "_work", Path.cwd(), given)
-            return cls(out, shelf, out / "_score.json", out / f"_rejects.{given}", is_file=False)
+            return cls(out, shelf, out / sources.STATE, out / f"_rejects.{given}", is_file=False)
         work = out.absolute().with_name(f".{out.name}.work")
         state, rejects = out.with_name(f"{out.stem}.score.json"), out.with_name(f"{out.stem}.rejects.{kind}")
         return cls(out, Shelf(work, work, Path.cwd(), kind), state, rejects, is_file=True)

@@ -28,6 +28,10 @@ from serving.scoring.errors import ScoreError
 Kind = Literal["csv", "parquet"]
 KINDS: dict[str, Kind] = {".csv": "csv", ".parquet": "parquet"}
 
+# What a scoring leaves beside its parts.
+STATE = "_score.json"
+OWN = ("_rejects.", "_work")
+
 BLOCK_BYTES = 2**22
 # A CSV part is read at once: its bytes are bounded as well.
 PART_BYTES = 2**26
@@ -72,17 +76,14 @@ class Chunk:
 def find(wanted: str) -> list[Path]:
     """The files that a path means: a file, a folder's files, or what a pattern matches; in the order of their names.
 
-    Hidden files, and those whose name begins with an underscore, are not data.
+    In a folder hidden files are not data, nor is what an earlier scoring left there beside its parts. Other names with
+    an underscore are what tools give to files that are not whole: whether they are data must be said, by a pattern.
     """
     path = Path(wanted)
     if path.is_file():
         candidates = [path]
     elif path.is_dir():
-        candidates = [
-            file
-            for file in path.rglob("*")
-            if file.is_file() and not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
-        ]
+        candidates = _in_folder(path)
     elif glob.has_magic(wanted):
         candidates = [Path(found) for found in glob.glob(wanted, recursive=True) if Path(found).is_file()]
     else:
@@ -93,6 +94,23 @@ def find(wanted: str) -> list[Path]:
     if len({kind(file) for file in files}) > 1:
         raise ScoreError(f"{wanted}: Parquet and CSV files; wanted files of one kind (a pattern chooses)")
     return files
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    found = []
+    for file in sorted(folder.rglob("*")):
+        parts = file.relative_to(folder).parts
+        if not file.is_file() or file.suffix.lower() not in KINDS or any(part.startswith(".") for part in parts):
+            continue
+        place = next((place for place, part in enumerate(parts) if part.startswith("_")), None)
+        if place is None:
+            found.append(file)
+        elif not (parts[place].startswith(OWN) and folder.joinpath(*parts[:place], STATE).exists()):
+            raise ScoreError(
+                f"{file}: a name with an underscore in front, as of files that are not whole; "
+                f"wanted another name, or a pattern that says which files are meant, as '{folder}/*{file.suffix}'"
+            )
+    return found
 
 
 def kind(path: Path) -> Kind:

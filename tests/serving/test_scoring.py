@@ -405,3 +405,31 @@ def test_two_at_once_on_the_same_output_are_refused(score, table, trained, tmp_p
     with pytest.raises(ScoreError, match="the test ends here"):
         scoring.run(job, engine, strict=False, advance=lambda rows: None)
     assert score(tmp_path / "in.parquet", tmp_path / "out", part_rows=100).scored == 208
+
+
+def test_names_with_an_underscore_are_refused_in_a_folder_and_scored_where_they_are_meant(score, table, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pq.write_table(table, folder / "a.parquet")
+    pq.write_table(table.slice(0, 5), folder / "_b.parquet")
+    with pytest.raises(ScoreError, match=r"in/_b.parquet: a name with an underscore in front.*as '.*/in/\*.parquet'"):
+        score(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert score(f"{folder}/*.parquet", tmp_path / "out").scored == 213
+    (folder / "_b.parquet").unlink()
+    (folder / "_temporary").mkdir()
+    pq.write_table(table, folder / "_temporary" / "c.parquet")
+    with pytest.raises(ScoreError, match=r"_temporary/c.parquet: a name with an underscore"):
+        score(folder, tmp_path / "again")
+
+
+def test_what_an_earlier_scoring_left_beside_its_parts_is_no_data(score, table, tmp_path):
+    column = table["band_03"].to_pylist()
+    column[7] = None
+    pq.write_table(table.set_column(3, "band_03", pa.array(column)), tmp_path / "in.parquet")
+    assert score(tmp_path / "in.parquet", tmp_path / "once").rejected == 1
+    assert (tmp_path / "once" / "_rejects.parquet").exists()
+    assert (
+        score(tmp_path / "once", tmp_path / "twice", settings=SETTINGS.model_copy(update={"prefix": "second_"})).scored
+        == 207
+    )
