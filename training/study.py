@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from models.contract import Task
 from training import scores
+from training.collapse import is_constant
 from training.datasets import Dataset
 from training.errors import InputError
 from training.folds import Index, Job, OnProgress, Outcome, dense, fit_jobs, inner_folds, repeated_folds
@@ -214,7 +215,9 @@ def choose(
 ) -> tuple[list[dict[Recipe, Noise]], list[int]]:
     """For each split, what the inner folds say of every candidate's noise, and which one has the smallest loss there.
 
-    The loss is the negative log-likelihood of the mean of the draws, or its squared error.
+    The loss is the negative log-likelihood of the mean of the draws, or its squared error. A candidate with a net that
+    answers the same to every row is chosen only where the others have as many: the loss alone prefers such a net to one
+    that is sure of its errors.
     """
     within = [
         inner_folds(data.y, data.task, train, folds=INNER_FOLDS, seed=seed + number)
@@ -227,9 +230,10 @@ def choose(
         for recipe in candidates
     ]
     outcomes = fit_jobs(data, jobs, num_samples=num_samples, on_progress=on_progress)
-    losses = np.array([_loss(data, job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)]).reshape(
-        len(splits), INNER_FOLDS, len(candidates)
-    )
+    shape = len(splits), INNER_FOLDS, len(candidates)
+    pairs = list(zip(jobs, outcomes, strict=True))
+    losses = np.array([_loss(data, job, outcome) for job, outcome in pairs]).reshape(shape)
+    dead = np.array([is_constant(outcome.answer, data, job.held_out) for job, outcome in pairs]).reshape(shape)
     noises: list[dict[Recipe, Noise]] = []
     for number in range(len(splits)):
         first = number * INNER_FOLDS * len(candidates)
@@ -245,7 +249,7 @@ def choose(
                 for place, recipe in enumerate(candidates)
             }
         )
-    return noises, losses.mean(axis=1).argmin(axis=1).tolist()
+    return noises, np.lexsort((losses.mean(axis=1), dead.sum(axis=1)))[:, 0].tolist()
 
 
 def _loss(data: Dataset, job: Job, outcome: Outcome) -> float:

@@ -111,7 +111,8 @@ def curves(study: Study) -> report.Section:
         left.set_ylabel("loss, dropout off")
         for axes in (left, right):
             axes.set_xlabel("epoch")
-        right.legend()
+        # The training losses end low, and leave room above them.
+        left.legend()
 
     return report.Section(
         "Over the epochs",

@@ -147,6 +147,8 @@ class Tuned:
     collapsed: int
     # Whether the winner is one of those, since there was no other.
     winner_collapsed: bool
+    # Whether the rows are images, which are searched as rows of pixels.
+    on_images: bool
     # Outer folds whose net was a constant with every seed: their scores are in the nested estimate.
     collapsed_outer: int
 
@@ -217,6 +219,7 @@ def tune(
         search.count(winner, optuna.trial.TrialState.PRUNED),
         sum(search.is_collapsed(trial) for trial in winner.get_trials(states=[optuna.trial.TrialState.COMPLETE])),
         search.is_collapsed(best),
+        data.x.ndim > 2,
         sum(collapsed for _, collapsed in tried),
     )
 

@@ -66,6 +66,22 @@ def test_the_level_of_a_fold_is_chosen_without_its_test_rows():
     assert not np.allclose(fit_jobs(data, train)[0].answer, fit_jobs(spoilt, train)[0].answer)
 
 
+def test_a_level_whose_nets_are_dead_is_not_chosen_beside_a_live_one():
+    data = load("sonar")
+    splits = repeated_folds(data.y, data.task, folds=4, repeats=1, seed=0)[:2]
+    alive, dead = (
+        replace(DEFAULTS["sonar"], visible_dropout=v, hidden_dropout=h) for v, h in ((0.0, 0.05), (0.4, 0.6))
+    )
+    _, choice = choose(data, splits, [dead, alive], 10, 0, lambda share: None)
+    assert choice == [1, 1]
+
+
+def test_the_same_seed_gives_the_same_study(wine_study):
+    again = study(load("wine"), QUICK, folds=4, repeats=2, num_samples=10)
+    first, second = (document(one)["variants"] for one in (wine_study, again))
+    assert first == second
+
+
 def test_a_study_compares_on_the_same_folds(wine_study):
     assert list(wine_study.figures) == ["baseline", "visible", "hidden", "both", "tuned"]
     assert sum(wine_study.chosen.values()) == 8
