@@ -386,6 +386,60 @@ def models(repository: Repository = Path("artifacts"), as_json: Json = False) ->
 
 
 @app.command()
+def evaluate(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The model.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="As for train (of a bundled data set its test rows, of a file all rows), or an .npz as for package.",
+        ),
+    ],
+    version: Annotated[
+        int | None, typer.Option("--version", metavar="N", min=1, help="Its version.", show_default="the newest")
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="A file's column with the answers.", show_default="what is left"),
+    ] = None,
+    subgroup: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Judge the rows of each value of this column on their own.")
+    ] = None,
+    repository: Repository = Path("artifacts"),
+    as_json: Json = False,
+) -> None:
+    """Judge NAME on held-out rows: its deterministic, Monte Carlo and calibrated answers side by side."""
+    from training import held_out
+    from training.inventory import published
+    from training.progress import Reporter
+
+    folder = published(repository, name, version)
+    manifest = contract.verify(folder)
+    if data.lower().endswith(held_out.NPZ):
+        with quiet_start():
+            import models.holdout  # noqa: F401  # loads TensorFlow
+    held = held_out.read(data, manifest, target=target, subgroup=subgroup)
+    with quiet_start():
+        from training import assessment, assessment_summary
+        from training.artifact_answers import Artifact
+
+    with Reporter(quiet=as_json).step(f"judging {name} {manifest.version}"):
+        judged = assessment.assess(Artifact(folder, manifest), held)
+    if as_json:
+        print(json.dumps(assessment_summary.document(manifest, held, judged), indent=2, allow_nan=False))
+        return
+    console = Console()
+    for one in judged:
+        print(assessment_summary.title(manifest, held, one, several=len(judged) > 1))
+        for table in assessment_summary.tables(held, one):
+            print()
+            console.print(table)
+        print()
+        for sentence in assessment_summary.sentences(held, one):
+            print(f"- {sentence}")
+
+
+@app.command()
 def serve(
     model: Annotated[
         str | None,

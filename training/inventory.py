@@ -10,6 +10,12 @@ from typing import Any
 from rich.table import Table
 
 from models.contract import ArtifactError, Manifest, model_names, read_manifest, verify, versions
+from training.errors import InputError
+
+
+class NotPublished(InputError):
+    def __init__(self, repository: Path, found: str) -> None:
+        super().__init__(f"{repository}: {found}")
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,18 @@ def read(repository: Path) -> list[Item]:
         for name in model_names(repository)
         for version in versions(repository, name)
     ]
+
+
+def published(repository: Path, name: str, version: int | None) -> Path:
+    """The folder of a model's version, the newest where none is asked for. Raises NotPublished."""
+    found = versions(repository, name)
+    if not found:
+        known = ", ".join(model_names(repository)) or "none (`dropserve train sonar` makes one)"
+        raise NotPublished(repository, f"no model {name!r}, found {known}")
+    if version is not None and version not in found:
+        known = ", ".join(map(str, found))
+        raise NotPublished(repository, f"model {name!r} has no version {version}, wanted one of {known}")
+    return repository / name / str(found[-1] if version is None else version)
 
 
 def inspect(folder: Path, name: str, version: int) -> Item:

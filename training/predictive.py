@@ -14,6 +14,9 @@ from scipy.stats import norm
 
 Array = NDArray[Any]
 
+# Of a histogram of the PIT.
+PIT_BINS = 10
+
 
 def gaussian_nll(mean: Array, std: Array, y: Array) -> float:
     """Mean negative log-likelihood of y under normals, nats."""
@@ -73,3 +76,8 @@ def interval_width(lower: Array, upper: Array) -> float:
 def sharpness(std: Array) -> float:
     """The root of the mean predictive variance: how narrow the answers are, whether right or not."""
     return float(np.sqrt(np.square(std).mean()))
+
+
+def pit_counts(pit: Array, bins: int = PIT_BINS) -> NDArray[np.int64]:
+    """[bins] rows whose PIT lies in each equally wide bin: as many in each where the distributions are right."""
+    return np.histogram(pit, bins=bins, range=(0, 1))[0]

@@ -29,15 +29,21 @@ def regression(draws: Array, noise: Array | float, y: Array) -> dict[str, float]
     draws [T, n] (T = 1: a deterministic answer), noise: standard deviation of the normals, one or [n], y [n].
     nll: Gal & Ghahramani 2016, eq. 8. crps: Grimit, Gneiting, Berrocal & Johnson 2006, eq. 5.
     """
+    nll, crps = mixture(draws, noise, y)
+    return {
+        "rmse": float(np.sqrt(np.mean(np.square((y - draws).mean(axis=0))))),
+        "nll": float(np.mean(nll)),
+        "crps": float(np.mean(crps)),
+    }
+
+
+def mixture(draws: Array, noise: Array | float, y: Array) -> tuple[Array, Array]:
+    """[n] negative log-likelihood and CRPS of the equal mixture of normals around each row's draws."""
     error = y - draws
     logs = -0.5 * np.square(error / noise) - np.log(noise) - 0.5 * np.log(2 * np.pi)
     between = _expected_distance(draws[:, None] - draws[None], np.sqrt(2) * noise).mean(axis=(0, 1))
     crps = _expected_distance(error, noise).mean(axis=0) - between / 2
-    return {
-        "rmse": float(np.sqrt(np.mean(np.square(error.mean(axis=0))))),
-        "nll": float(-np.mean(logsumexp(logs, axis=0) - np.log(len(draws)))),
-        "crps": float(np.mean(crps)),
-    }
+    return -(logsumexp(logs, axis=0) - np.log(len(draws))), crps
 
 
 def _expected_distance(mean: Array, std: Array | float) -> Array:

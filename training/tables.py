@@ -87,7 +87,7 @@ def read(
     """
     types = types or {}
     left_out = {column for column, given in types.items() if given.ignored}
-    table = _file(path, left_out)
+    table = file_columns(path, left_out)
     wanted = f"wanted one of {', '.join(table.column_names)}"
     if target is None:
         raise TableError(path, f"no target; wanted --target COLUMN, {wanted.removeprefix('wanted ')}")
@@ -128,7 +128,7 @@ def read(
     )
 
 
-def _file(path: Path, left_out: set[str]) -> pa.Table:
+def file_columns(path: Path, left_out: set[str]) -> pa.Table:
     """The file's columns but those left out."""
     if path.is_dir():
         raise TableError(path, "is a folder; wanted a CSV or Parquet file")
@@ -182,7 +182,7 @@ class _Column:
     def read(cls, path: Path, name: str, column: pa.ChunkedArray, given: ColumnType) -> _Column | str:
         """The column, or why it is ignored."""
         where = f"column {name!r}"
-        column = _plain(path, where, column, given.kind)
+        column = plain(path, where, column, given.kind)
         present = _present(column)
         if len(present) == 0:
             raise TableError(path, f"{where}: no values; leave it out with --type {name}=ignored")
@@ -198,9 +198,9 @@ class _Column:
         if kind == "categorical":
             if given.kind is None and distinct == len(present) > 1:
                 return f"{distinct:,} texts, none of them twice"
-            values = _texts(column)
+            values = as_texts(column)
         else:
-            numbers = _numbers(path, where, column, kind)
+            numbers = as_numbers(path, where, column, kind)
             is_boolean = kind == "boolean" and not holes and not given.nullable
             values = numbers.astype(bool) if is_boolean else numbers
         return cls(name, kind, holes or given.nullable, values)
@@ -216,8 +216,8 @@ class _Target:
     @classmethod
     def read(cls, path: Path, name: str, column: pa.ChunkedArray, task: Task | None) -> _Target:
         where = f"target {name!r}"
-        column = _plain(path, where, column, "categorical" if task == "classification" else None)
-        holes = _holes(column)
+        column = plain(path, where, column, "categorical" if task == "classification" else None)
+        holes = find_holes(column)
         if holes.any():
             raise TableError(
                 path,
@@ -229,7 +229,7 @@ class _Target:
             raise TableError(path, f"{where}: {column[0].as_py()!r} found in row 1, numbers wanted for a regression")
         if kind != "numeric" or (task is None and _looks_like_classes(column)):
             return cls._classes(path, where, column)
-        values = _numbers(path, where, column, "numeric")
+        values = as_numbers(path, where, column, "numeric")
         if values.min() == values.max():
             raise TableError(path, f"{where}: {values[0]:g} in every row; wanted values that differ")
         return cls("regression", values, ())
@@ -238,11 +238,11 @@ class _Target:
     def _classes(cls, path: Path, where: str, column: pa.ChunkedArray) -> _Target:
         if pa.types.is_floating(column.type):
             # Refuses infinity.
-            _numbers(path, where, column, "numeric")
+            as_numbers(path, where, column, "numeric")
         # Numbers by size, texts by letter.
         values = pc.unique(column)
-        labels = tuple(_texts(values.take(pc.sort_indices(values))))
-        counts = pc.value_counts(pa.chunked_array([pa.array(_texts(column))]))
+        labels = tuple(as_texts(values.take(pc.sort_indices(values))))
+        counts = pc.value_counts(pa.chunked_array([pa.array(as_texts(column))]))
         rows = {entry["values"].as_py(): entry["counts"].as_py() for entry in counts}
         if len(labels) == 1:
             raise TableError(path, f"{where}: {labels[0]!r} in every row; wanted at least two classes")
@@ -254,11 +254,11 @@ class _Target:
                 f"{where}: {rows[rarest]} rows of class {rarest!r}; wanted at least {MIN_CLASS_ROWS} of each of the "
                 f"{len(labels)} classes, to train, to calibrate and to test{number}",
             )
-        codes = pc.index_in(pa.array(_texts(column)), value_set=pa.array(labels))
+        codes = pc.index_in(pa.array(as_texts(column)), value_set=pa.array(labels))
         return cls("classification", codes.to_numpy().astype(np.int64), labels)
 
 
-def _plain(path: Path, where: str, column: pa.ChunkedArray, kind: Kind | None) -> pa.ChunkedArray:
+def plain(path: Path, where: str, column: pa.ChunkedArray, kind: Kind | None) -> pa.ChunkedArray:
     """The column without Arrow's encodings; TableError for a type that is no number, boolean or text."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -304,7 +304,7 @@ def _looks_like_classes(column: pa.ChunkedArray) -> bool:
     return bool(pc.all(pc.equal(values, pc.floor(values))).as_py())
 
 
-def _numbers(path: Path, where: str, column: pa.ChunkedArray, kind: Kind) -> NDArray[np.float32]:
+def as_numbers(path: Path, where: str, column: pa.ChunkedArray, kind: Kind) -> NDArray[np.float32]:
     """float32 [N], NaN for what is missing; TableError for what is no number, or none that float32 has."""
     wanted = "a number" if kind == "numeric" else "true, false, 0 or 1"
     if _is_text(column.type):
@@ -327,7 +327,7 @@ def _numbers(path: Path, where: str, column: pa.ChunkedArray, kind: Kind) -> NDA
     return exact.astype(np.float32)
 
 
-def _texts(column: Any) -> NDArray[Any]:
+def as_texts(column: Any) -> NDArray[Any]:
     """Texts [N] as Python's, one object for each different one; "" for what is missing."""
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), None, column)
@@ -345,10 +345,10 @@ def _texts(column: Any) -> NDArray[Any]:
 
 def _present(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """The values that are not missing."""
-    return column.filter(pa.array(~_holes(column))) if len(column) else column
+    return column.filter(pa.array(~find_holes(column))) if len(column) else column
 
 
-def _holes(column: pa.ChunkedArray) -> NDArray[np.bool_]:
+def find_holes(column: pa.ChunkedArray) -> NDArray[np.bool_]:
     """Where nothing stands: null, NaN, or an empty text."""
     holes = pc.is_null(column, nan_is_null=pa.types.is_floating(column.type))
     if _is_text(column.type):

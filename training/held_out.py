@@ -1,0 +1,272 @@
+"""Rows for `dropserve evaluate`: what DATA of the command line holds, as a published model takes it.
+
+The model's manifest says how columns are read: nothing is inferred, and what it would refuse is refused in one line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from models.contract import Feature, Manifest, ModelInput, ModelOutput
+from training import images, tables
+from training.datasets import DATASETS, MISSING, Dataset, load
+from training.errors import InputError
+from training.plan import TargetError
+from training.splits import split
+from training.tables import TableError
+
+Array = NDArray[Any]
+
+NPZ = ".npz"
+# Different values of a column that makes subgroups, at most.
+MAX_SUBGROUPS = 50
+
+
+class HeldOutError(InputError):
+    """DATA cannot judge the model. One line: the data, what was found, what is wanted."""
+
+    def __init__(self, data: str, found: str) -> None:
+        super().__init__(f"{data}: {' '.join(found.split())}")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Rows with their answers, as the model's signatures take them."""
+
+    name: str
+    # Which rows they are, for people: "the 42 test rows".
+    described: str
+    # [N, ...] by input name.
+    inputs: Mapping[str, Array]
+    # One array [N] for each output of the model, in its order: class numbers (int64) or values (float64).
+    targets: Sequence[Array]
+    # The column that makes subgroups, and its values as texts [N].
+    subgroup: str | None = None
+    groups: Array | None = None
+    # Sentences that whoever reads the figures must know.
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def rows(self) -> int:
+        return len(self.targets[0])
+
+
+def read(data: str, manifest: Manifest, *, target: str | None = None, subgroup: str | None = None) -> HeldOut:
+    """The rows of DATA: a bundled data set's test rows, a CSV or Parquet file's, a folder's or an .npz file's.
+
+    Raises InputError or ArtifactError (an .npz file).
+    """
+    if data.lower().endswith(NPZ):
+        return _arrays(data, manifest, target, subgroup)
+    if len(manifest.outputs) > 1:
+        names = ", ".join(output.name for output in manifest.outputs)
+        raise HeldOutError(data, f"{manifest.name} has the outputs {names}; wanted an .npz file with a y for each")
+    if data not in DATASETS and tables.is_table(data):
+        return _file(Path(data), manifest, target, subgroup)
+    is_folder = data not in DATASETS and images.is_folder(data)
+    loaded = images.read(Path(data)) if is_folder else load(data)
+    if target not in (None, loaded.target):
+        raise TargetError(str(target), loaded)
+    rows = np.arange(len(loaded.y)) if is_folder else split(loaded.y, loaded.task).test
+    which = f"all {len(rows):,} images" if is_folder else f"the {len(rows):,} test rows"
+    return _dataset(data, loaded, rows, which, manifest, subgroup)
+
+
+def _dataset(
+    data: str, loaded: Dataset, rows: NDArray[np.int64], which: str, manifest: Manifest, subgroup: str | None
+) -> HeldOut:
+    found = {item.name: (item.dtype, list(item.shape)) for item in loaded.inputs}
+    wanted = {item.name: (item.dtype, list(item.shape)) for item in manifest.inputs}
+    if found != wanted or (loaded.columns and loaded.columns != _column_names(manifest)):
+        raise HeldOutError(data, f"its rows are {_shapes(found)}; {manifest.name} takes {_shapes(wanted)}")
+    [output] = manifest.outputs
+    if loaded.task != output.task:
+        raise HeldOutError(data, f"a {loaded.task}; {manifest.name} is a {output.task}")
+    y = loaded.y[rows]
+    if output.task == "classification":
+        y = _classes(data, "target", np.array(loaded.labels, object)[y], output)
+    groups = None
+    if subgroup is not None:
+        if subgroup not in loaded.columns:
+            raise HeldOutError(data, f"no column {subgroup!r} for subgroups; {_listed(loaded.columns)} wanted")
+        values = loaded.x[subgroup] if loaded.kinds else loaded.x[:, loaded.columns.index(subgroup)]
+        groups = _groups(data, subgroup, as_written(values[rows]))
+    return HeldOut(
+        loaded.name, which, loaded.tensors(rows), [_typed(y, output)], subgroup, groups, _strangers(loaded, manifest)
+    )
+
+
+def _strangers(loaded: Dataset, manifest: Manifest) -> tuple[str, ...]:
+    """Whether the model was trained on other data than these."""
+    known = manifest.training_data
+    if known is not None and known.name == loaded.name and known.sha256 != loaded.sha256:
+        return (f"{loaded.name} has changed since it trained the model: some of these rows may have been among them",)
+    return ()
+
+
+def _file(path: Path, manifest: Manifest, target: str | None, subgroup: str | None) -> HeldOut:
+    """All rows of the file; of the very file that trained the model, the test rows."""
+    if not manifest.is_table:
+        wanted = ", ".join(f"{item.name} {item.shape}" for item in manifest.inputs)
+        raise TableError(path, f"a table, but {manifest.name} takes {wanted}; wanted an .npz file")
+    table = tables.file_columns(path, set())
+    if table.num_rows == 0:
+        raise TableError(path, "no rows; wanted at least one to judge the model by")
+    missing = [name for name in _column_names(manifest) if name not in table.column_names]
+    if missing:
+        raise TableError(
+            path, f"no column {_listed(missing)}, which {manifest.name} takes; found {_listed(table.column_names)}"
+        )
+    target = _target_name(path, table, manifest, target, subgroup)
+    [output] = manifest.outputs
+    columns = {
+        feature.name: _column(path, feature, table.column(feature.name), item)
+        for item in manifest.inputs
+        for feature in item.features or ()
+    }
+    inputs = {
+        item.name: np.stack([columns[feature.name] for feature in item.features or ()], axis=1)
+        if item.shape
+        else next(columns[feature.name] for feature in item.features or ())
+        for item in manifest.inputs
+    }
+    y = _answers(path, target, table.column(target), output)
+    groups = None
+    if subgroup is not None:
+        if subgroup not in table.column_names:
+            raise TableError(path, f"no column {subgroup!r} for subgroups; wanted one of {_listed(table.column_names)}")
+        column = tables.plain(path, f"column {subgroup!r}", table.column(subgroup), "categorical")
+        groups = _groups(str(path), subgroup, tables.as_texts(column))
+    found = HeldOut(path.name, f"all {len(y):,} rows", inputs, [y], subgroup, groups)
+    return _without_training_rows(found, path, manifest, target, table.column_names)
+
+
+def _target_name(path: Path, table: pa.Table, manifest: Manifest, target: str | None, subgroup: str | None) -> str:
+    """The target where it is named, or where it is the only column left."""
+    left = [name for name in table.column_names if name not in (*_column_names(manifest), subgroup)]
+    if target is None:
+        if len(left) != 1:
+            raise TableError(path, f"no target; wanted --target COLUMN, {_listed(left or table.column_names)}")
+        return left[0]
+    if target not in table.column_names:
+        raise TableError(path, f"target {target!r} is not among its columns; wanted one of {_listed(left)}")
+    if target in _column_names(manifest):
+        raise TableError(path, f"target {target!r} is what {manifest.name} predicts from; wanted {_listed(left)}")
+    return target
+
+
+def _column(path: Path, feature: Feature, column: pa.ChunkedArray, item: ModelInput) -> Array:
+    """A feature [N] as its tensor has it: float32 (NaN is missing), bool or text ("" is missing)."""
+    where = f"column {feature.name!r}"
+    column = tables.plain(path, where, column, feature.kind)
+    holes = tables.find_holes(column)
+    if holes.any() and not feature.nullable:
+        raise TableError(
+            path, f"{where}: no value in row {int(np.argmax(holes)) + 1}; wanted one, since it was never missing before"
+        )
+    if feature.kind == "categorical":
+        return tables.as_texts(column)
+    values = tables.as_numbers(path, where, column, feature.kind)
+    return values.astype(bool) if item.dtype == "bool" else values
+
+
+def _answers(path: Path, target: str, column: pa.ChunkedArray, output: ModelOutput) -> Array:
+    where = f"target {target!r}"
+    column = tables.plain(path, where, column, "categorical" if output.task == "classification" else None)
+    holes = tables.find_holes(column)
+    if holes.any():
+        raise TableError(path, f"{where}: no value in row {int(np.argmax(holes)) + 1}; wanted a value in every row")
+    if output.task == "classification":
+        return _typed(_classes(str(path), where, tables.as_texts(column), output), output)
+    return _typed(tables.as_numbers(path, where, column, "numeric"), output)
+
+
+def _classes(data: str, where: str, labels: Array, output: ModelOutput) -> NDArray[np.int64]:
+    known = {label: number for number, label in enumerate(output.labels or ())}
+    for row, label in enumerate(labels):
+        if label not in known:
+            raise HeldOutError(data, f"{where}: unknown label {label!r} in row {row + 1}; wanted {_listed(known)}")
+    return np.array([known[label] for label in labels], np.int64)
+
+
+def _without_training_rows(
+    found: HeldOut, path: Path, manifest: Manifest, target: str, columns: Sequence[str]
+) -> HeldOut:
+    """Only the test rows where the file is the one that trained the model: its digest tells."""
+    known = manifest.training_data
+    if known is None or known.rows != found.rows or known.test_rows == 0:
+        return found
+    features = {feature.name: feature for item in manifest.inputs for feature in item.features or ()}
+    types = {
+        name: tables.ColumnType(features[name].kind, nullable=features[name].nullable)
+        if name in features
+        else tables.ColumnType(ignored=True)
+        for name in columns
+        if name != target
+    }
+    with contextlib.suppress(TableError):
+        data = tables.read(path, target=target, types=types, task=manifest.outputs[0].task)
+        if data.sha256 == known.sha256:
+            rows = split(data.y, data.task).test
+            return HeldOut(
+                found.name,
+                f"the {len(rows):,} test rows",
+                {name: values[rows] for name, values in found.inputs.items()},
+                [target_values[rows] for target_values in found.targets],
+                found.subgroup,
+                None if found.groups is None else found.groups[rows],
+                (f"{path.name} trained the model: only the rows that neither training nor calibration saw are judged",),
+            )
+    return found
+
+
+def _arrays(data: str, manifest: Manifest, target: str | None, subgroup: str | None) -> HeldOut:
+    from models.holdout import Holdout
+
+    for option, value in (("--target", target), ("--subgroup", subgroup)):
+        if value is not None:
+            raise HeldOutError(data, f"{option} is for a table; an .npz file has `y`, and no columns")
+    rows = Holdout.read(Path(data)).matched(manifest.inputs, manifest.outputs)
+    found = HeldOut(Path(data).name, "", rows.inputs, rows.targets)
+    return HeldOut(found.name, f"all {found.rows:,} rows", rows.inputs, rows.targets)
+
+
+def as_written(values: Array) -> Array:
+    """A column's values [N] as texts."""
+    return np.array([f"{value:g}" if isinstance(value, np.floating) else str(value) for value in values], object)
+
+
+def _groups(data: str, name: str, values: Array) -> Array:
+    found = sorted(set(values.tolist()))
+    if len(found) > MAX_SUBGROUPS:
+        raise HeldOutError(
+            data, f"column {name!r} has {len(found):,} different values; wanted at most {MAX_SUBGROUPS} for subgroups"
+        )
+    return np.array([value if value != MISSING else "(missing)" for value in values], object)
+
+
+def _typed(y: Array, output: ModelOutput) -> Array:
+    return y.astype(np.int64 if output.task == "classification" else np.float64)
+
+
+def _column_names(manifest: Manifest) -> tuple[str, ...]:
+    return tuple(feature.name for item in manifest.inputs for feature in item.features or ())
+
+
+def _shapes(inputs: Mapping[str, tuple[str, list[Any]]]) -> str:
+    """A few inputs, for people."""
+    shown = [f"{name} {shape}" for name, (_, shape) in inputs.items()]
+    return ", ".join(shown[:5]) + (", ..." if len(shown) > 5 else "")
+
+
+def _listed(names: Any) -> str:
+    shown = [str(name) for name in names]
+    return ", ".join(shown[:12]) + (f", ... ({len(shown)} in all)" if len(shown) > 12 else "")
