@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score, root_mean_s
 
 import dropserve
 from models.artifact import publish
-from models.contract import Manifest
+from models.contract import Manifest, ModelInput, Temperature
 from tests.models import networks
 from tests.models.artifacts import Artifact
 from training.artifact_answers import without_temperature
@@ -118,6 +118,39 @@ def test_differences_are_between_the_served_and_the_deterministic_answers(judged
     for name in ("nll", "ece", "accuracy"):
         wanted = found["answers"][served][name] - found["answers"]["deterministic"][name]
         assert found["differences"][name]["value"] == pytest.approx(wanted)
+
+
+def test_prediction_sets_and_abstention_are_those_of_the_signature(desk, judged):
+    found = judged("sonar", "sonar")
+    data, artifact = load("sonar"), Artifact(desk / "artifacts" / "sonar" / "1")
+    rows = split(data.y, data.task).test
+    served = artifact.answer("mc_predict", data.x[rows])
+    calibration = artifact.manifest.calibration
+    assert calibration is not None
+    [coverage] = [one for one in found["coverage"] if one["wanted"] == calibration.coverage]
+    assert coverage["found"] == pytest.approx(served["prediction_set"][np.arange(42), data.y[rows]].mean())
+    assert coverage["size"] == pytest.approx(served["prediction_set"].sum(axis=1).mean())
+    assert coverage["lower"] <= coverage["found"] <= coverage["upper"]
+    assert found["abstention"]["answered_share"] == pytest.approx(1 - served["abstain"].mean())
+    by_class = found["by_class"].values()
+    assert sum(group["rows"] * group["coverage"] for group in by_class) == pytest.approx(42 * coverage["found"])
+
+
+def test_mc_is_the_network_s_own_draws_and_mc_calibrated_what_is_served(desk, judged):
+    found = judged("sonar", "sonar")
+    data, artifact = load("sonar"), Artifact(desk / "artifacts" / "sonar" / "1")
+    rows = split(data.y, data.task).test
+    known = artifact.manifest.calibrated(artifact.manifest.outputs[0])
+    assert known is not None
+    fit = known.fit
+    assert isinstance(fit, Temperature)
+    assert ("mc_calibrated" in found["answers"]) == (fit.value != 1)
+    network = keras.models.load_model(artifact.folder / "model.keras", compile=False)
+    bare = Artifact(publish(network, name="bare", repository=desk / "bare", num_samples=30))
+    for kind, asked in (("mc", bare), (found["differences"]["of"], artifact)):
+        p = asked.answer("mc_predict", data.x[rows])["probabilities"].astype(np.float64)
+        wanted = log_loss(data.y[rows], p / p.sum(axis=1, keepdims=True))
+        assert found["answers"][kind]["nll"] == pytest.approx(wanted, rel=1e-4)
 
 
 def test_classes_and_subgroups_share_the_rows_among_them(desk, judged):
@@ -321,7 +354,7 @@ def test_aps_scores_are_the_sum_of_what_is_at_least_as_probable():
 def test_outliers_are_made_in_the_form_of_the_rows(shape):
     rows = np.random.default_rng(0).uniform(0, 16, shape).astype(np.float32)
     inputs = [{"name": "x", "dtype": "float32", "shape": list(shape[1:])}]
-    manifest = Manifest.model_construct(inputs=[_input(**item) for item in inputs])
+    manifest = Manifest.model_construct(inputs=[ModelInput.model_validate(item) for item in inputs])
     kinds = made(manifest, {"x": rows})
     assert len(kinds) >= 2
     for values in kinds.values():
@@ -329,9 +362,3 @@ def test_outliers_are_made_in_the_form_of_the_rows(shape):
         assert np.isfinite(values["x"]).all()
     again = made(manifest, {"x": rows})
     assert all(np.array_equal(values["x"], again[kind]["x"]) for kind, values in kinds.items())
-
-
-def _input(**fields):
-    from models.contract import ModelInput
-
-    return ModelInput(**fields)
