@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from http import HTTPStatus
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.access import OPEN_PATHS
 from serving.core import Core
@@ -56,8 +58,10 @@ class App:
         request = Request(scope, receive, self._entrance)
         handlers, protocol, operation = self._find(request)
         if handlers is None and self._otherwise is not None and self._may_pass(request):
-            await self._otherwise(scope, receive, send)
-            return
+            others = _Others(send)
+            await self._otherwise(scope, receive, others.send)
+            if others.know_it:
+                return
         exchange = request.exchange = self._observer.begin(
             protocol, operation, request.path, request.header(b"x-request-id"), request.header(b"traceparent")
         )
@@ -112,3 +116,18 @@ class App:
             handlers = dict.fromkeys((request.method, "GET"), self._tensorflow_serving.answer)
             return handlers, "tensorflow_serving", "metadata"
         return None, "none", ""
+
+
+class _Others:
+    """Passes an answer of somebody else's routes on, unless it says in plain text that there is no such route."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.know_it = True
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] == HTTPStatus.NOT_FOUND:
+            kind = dict(message.get("headers", ())).get(b"content-type", b"")
+            self.know_it = not kind.startswith(b"text/plain")
+        if self.know_it:
+            await self._send(message)

@@ -296,7 +296,8 @@ class Services(prediction_service_pb2_grpc.PredictionServiceServicer, model_serv
 class GrpcServer:
     """Both services on one port. All methods are called on the worker's event loop."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, is_shared: bool = False) -> None:
+        """is_shared: whether other workers listen there too."""
         settings = core.settings
         self._place = f"{settings.host}:{settings.grpc_port}"
         self._tls = Tls.choose(settings)
@@ -309,7 +310,7 @@ class GrpcServer:
                 ("grpc.max_receive_message_length", settings.max_body_bytes),
                 ("grpc.max_send_message_length", -1),
                 # Otherwise a second server on the same port would take half of the first one's connections.
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(is_shared)),
             ],
         )
         services = Services(core)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from typing import Literal
 
 import structlog
 import uvicorn
@@ -27,9 +28,10 @@ START_POLL_S = 0.01
 class RestPort:
     """All methods are called on the worker's event loop."""
 
-    def __init__(self, app: ASGIApp, host: str, port: int, tls: Tls | None = None) -> None:
+    def __init__(self, app: ASGIApp, host: str, port: int, tls: Tls | None = None, is_shared: bool = False) -> None:
+        """is_shared: whether other workers listen there too. Raises StartError where the port is taken."""
         self._place = f"{host}:{port}"
-        self._socket = _listen(host, port)
+        self._socket = listen(host, port, "REST", is_shared)
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -66,15 +68,20 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, protocol: Literal["REST", "gRPC"], is_shared: bool = False) -> socket.socket:
+    """A socket on this place; raises StartError where it is taken."""
     try:
-        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
+        family, kind, number, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, number)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(place)
+    except UnicodeError as error:
+        raise StartError(f"DROPSERVE_HOST={host!r} is no host name ({error})") from error
     except OSError as error:
         raise StartError(
-            f"cannot listen on {host}:{port} for REST ({error.strerror}); "
-            "choose another DROPSERVE_REST_PORT, or 0 for none"
+            f"cannot listen on {host}:{port} for {protocol} ({error.strerror}); "
+            f"choose another DROPSERVE_{protocol.upper()}_PORT, or 0 for none"
         ) from error
     return listener

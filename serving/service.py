@@ -17,19 +17,21 @@ import shutil
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, Protocol, cast
+from typing import Any, Literal, NoReturn, Protocol, cast
 
 import bentoml
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models import contract
+from serving import devices
 from serving.access import Gate
 from serving.errors import StartError
 from serving.repository import Repository
-from serving.settings import Settings, read_settings
+from serving.settings import ENV_PREFIX, Settings, read_settings
 from serving.tls import Tls
 
 # Exit code of a start that cannot succeed.
@@ -38,6 +40,8 @@ CANNOT_START = 2
 # tells the parent that it cannot start.
 WORKERS_FOLDER_VARIABLE = "DROPSERVE_WORKERS_FOLDER"
 FAILURE_FILE = "cannot-start"
+# Likewise: whether several workers listen on the ports beside BentoML's.
+SHARED_PORTS_VARIABLE = "DROPSERVE_SHARED_PORTS"
 
 
 class Port(Protocol):
@@ -55,8 +59,10 @@ class FrontedService(bentoml.Service):
         """Give BentoML what the settings say: when it serves, not when this module is imported."""
         # Settings that cannot be used are refused, with one line, by `check`.
         with contextlib.suppress(StartError):
-            tls = Tls.choose(read_settings())
+            settings = read_settings()
+            tls = Tls.choose(settings)
             self.config["ssl"] = {"enabled": False} if tls is None else cast(Any, tls.bentoml())
+            self.config.update(cast(Any, devices.planned(settings.device, settings.workers).bentoml()))
         super().inject_config()
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
@@ -87,6 +93,7 @@ class Dropserve:
 
     def __init__(self) -> None:
         # Imported here, in the worker, and nowhere else: the parent process stays small.
+        devices.pin(os.environ, bentoml.server_context.worker_index)
         _import_tensorflow()
         from serving import logs
         from serving.core import Core
@@ -97,7 +104,7 @@ class Dropserve:
         try:
             settings = read_settings()
             self.core = Core(settings, repository(settings), None if folder is None else Path(folder))
-        except StartError as error:
+        except Exception as error:  # BentoML would start the worker again, for ever
             _give_up(error)
         self._native = Native(self.core)
         self._ports: list[Port] = []
@@ -113,28 +120,41 @@ class Dropserve:
             Gate(settings)
             Tls.choose(settings)
             repository(settings).check(settings.model)
+            workers = devices.planned(settings.device, settings.workers).workers
+            if workers > 1:
+                _require_ports(settings)
         except (StartError, contract.ArtifactError) as error:
             _say(error)
             raise SystemExit(CANNOT_START) from None
+        os.environ[SHARED_PORTS_VARIABLE] = str(int(workers > 1))
         _share_a_folder()
 
     @bentoml.on_startup
     async def open(self) -> None:
+        try:
+            await self._open()
+        except Exception as error:  # likewise
+            _give_up(error)
+
+    async def _open(self) -> None:
         await self.core.open()
         self._drain_at_sigterm()
         settings = self.core.settings
+        shared = os.environ.get(SHARED_PORTS_VARIABLE) == "1"
         if settings.rest_port:
             from serving.app import App
             from serving.rest_port import RestPort
 
             tls = Tls.choose(settings)
 
-            await self._open_port("rest_port", lambda: RestPort(App(self.core), settings.host, settings.rest_port, tls))
+            await self._open_port(
+                "rest_port", lambda: RestPort(App(self.core), settings.host, settings.rest_port, tls, shared)
+            )
         if settings.grpc_port:
             # Imported only where it is wanted: protocol buffers and gRPC take memory.
             from serving.grpc_server import GrpcServer
 
-            await self._open_port("grpc_port", lambda: GrpcServer(self.core))
+            await self._open_port("grpc_port", lambda: GrpcServer(self.core, shared))
 
     async def _open_port(self, setting: str, make: Callable[[], Port]) -> None:
         """Open one of the ports beside BentoML's. Where it is taken: give up if somebody chose it, else do without."""
@@ -215,11 +235,40 @@ def repository(settings: Settings) -> Repository:
     return Repository.choose(settings, bundled)
 
 
+def _require_ports(settings: Settings) -> None:
+    """Several workers will listen on each port together, so that none of them notices another server that does.
+
+    Raises StartError for a port that somebody chose; one that nobody chose is done without.
+    """
+    from serving.rest_port import listen
+
+    ports: list[tuple[str, Literal["REST", "gRPC"]]] = [("rest_port", "REST"), ("grpc_port", "gRPC")]
+    for name, protocol in ports:
+        port = getattr(settings, name)
+        try:
+            if port:
+                listen(settings.host, port, protocol).close()
+        except StartError as error:
+            if name in settings.model_fields_set:
+                raise
+            logging.getLogger("bentoml.serve").warning("%s: not opened: %s", name, error)
+            os.environ[f"{ENV_PREFIX}{name.upper()}"] = "0"
+
+
 def _say(error: Exception) -> None:
-    print(f"dropserve cannot start: {error}", file=sys.stderr, flush=True)
+    print(f"dropserve cannot start: {_line(error)}", file=sys.stderr, flush=True)
 
 
-def _give_up(error: StartError) -> NoReturn:
+def _line(error: Exception) -> str:
+    if isinstance(error, StartError | contract.ArtifactError):
+        return str(error)
+    # A defect, here or in what it stands on: its place helps whoever reports it.
+    *_, place = traceback.extract_tb(error.__traceback__)
+    reason = " ".join(str(error).split())
+    return f"unexpected {type(error).__name__}: {reason} ({place.filename}, line {place.lineno})"
+
+
+def _give_up(error: Exception) -> NoReturn:
     """Leave a worker that will never be ready.
 
     BentoML would start it again, for ever: the parent, which does that, is told to stop.

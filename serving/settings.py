@@ -56,6 +56,9 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where TensorFlow runs. `auto` takes a GPU where there is one; `gpu` refuses to start without one."""
 
+    workers: int | None = Field(default=None, gt=0)
+    """Worker processes, each with the models in its own memory. Not set: one for each GPU, or one."""
+
     access_log: Literal["all", "errors", "off"] = "all"
     """Which requests get a line in the log: who asked what of which version, how long it took; never what was sent."""
 

@@ -51,10 +51,13 @@ def test_pages_are_on_both_ports(served, rest_port, path):
         assert httpx.get(f"{url}{path}", timeout=60).status_code == 200
 
 
-def test_a_path_that_is_not_there_is_refused_on_the_rest_port(rest_port):
-    answer = httpx.post(f"http://127.0.0.1:{rest_port}/nothing", timeout=60)
-    assert answer.status_code == 404
-    assert "/nothing" in answer.json()["error"]
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+def test_a_path_that_is_not_there_is_refused_on_both_ports(served, rest_port, method):
+    for url in (served.url, f"http://127.0.0.1:{rest_port}"):
+        answer = httpx.request(method, f"{url}/nothing", timeout=60)
+        assert answer.status_code == 404
+        assert "/nothing" in answer.json()["error"]
+        assert answer.headers["x-request-id"]
 
 
 def test_a_port_that_nobody_chose_and_that_is_taken_is_done_without(trained, tmp_path, monkeypatch):

@@ -112,6 +112,73 @@ def test_no_port_speaks_plain_text(secured):
         health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
 
 
+class Guarded(NamedTuple):
+    """A server that wants a certificate of its clients, and takes few calls at a time."""
+
+    url: str
+    grpc_place: str
+    context: ssl.SSLContext
+    certificate: bytes
+    key: bytes
+
+
+@pytest.fixture(scope="module")
+def guarded(trained, certificate, tmp_path_factory) -> Iterator[Guarded]:
+    """The certificate is its own authority, and the client's too."""
+    grpc_port = free_port()
+    settings: dict[str, Any] = {
+        "DROPSERVE_TLS_CERTFILE": str(certificate[0]),
+        "DROPSERVE_TLS_KEYFILE": str(certificate[1]),
+        "DROPSERVE_TLS_CLIENT_CA": str(certificate[0]),
+        "DROPSERVE_GRPC_PORT": str(grpc_port),
+        "DROPSERVE_MAX_CONCURRENCY": "2",
+        "DROPSERVE_MAX_ROW_DRAWS": str(10**9),
+    }
+    context = ssl.create_default_context(cafile=str(certificate[0]))
+    context.load_cert_chain(*certificate)
+    log = tmp_path_factory.mktemp("guarded") / "log"
+    with bentoml_serve(trained.repository, log, verify=context, **settings) as served:
+        contents = (path.read_bytes() for path in certificate)
+        yield Guarded(served.url, f"127.0.0.1:{grpc_port}", context, *contents)
+
+
+def long_request(trained) -> predict_pb2.PredictRequest:
+    asked = predict_pb2.PredictRequest()
+    asked.model_spec.name = "sonar"
+    asked.model_spec.signature_name = "mc_sample"
+    asked.inputs["features"].CopyFrom(tf.make_tensor_proto(trained.rows[:100]))
+    asked.inputs["num_samples"].CopyFrom(tf.make_tensor_proto(10_000))
+    return asked
+
+
+def test_without_a_client_certificate_no_port_speaks(guarded):
+    stranger = ssl.create_default_context(cadata=guarded.certificate.decode())
+    assert httpx.get(f"{guarded.url}/livez", verify=guarded.context, timeout=60).status_code == 200
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(f"{guarded.url}/livez", verify=stranger, timeout=10)
+    for pair, welcome in (((guarded.key, guarded.certificate), True), ((None, None), False)):
+        credentials = grpc.ssl_channel_credentials(guarded.certificate, *pair)
+        with grpc.secure_channel(guarded.grpc_place, credentials) as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check
+            if welcome:
+                assert check(health_pb2.HealthCheckRequest(), timeout=60).status == 1
+            else:
+                with pytest.raises(grpc.RpcError) as refused:
+                    check(health_pb2.HealthCheckRequest(), timeout=10)
+                assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_more_grpc_calls_at_once_than_the_limit_are_refused_and_later_ones_served(guarded, trained):
+    credentials = grpc.ssl_channel_credentials(guarded.certificate, guarded.key, guarded.certificate)
+    with grpc.secure_channel(guarded.grpc_place, credentials) as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        calls = [stub.Predict.future(long_request(trained), timeout=120) for _ in range(20)]
+        codes = [call.code() for call in calls]
+        assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert codes.count(grpc.StatusCode.OK) < len(codes) / 2
+        assert stub.Predict(long_request(trained), timeout=120).model_spec.version.value == 1
+
+
 def test_no_key_is_in_the_log_or_in_the_metrics(secured):
     said = secured.served.log.read_text() + httpx.get(f"{secured.urls[0]}/metrics", verify=secured.context).text
     for key in (KEY, *FILE_KEYS, WRONG):

@@ -87,7 +87,33 @@ def test_a_wrong_setting_is_refused_by_name(trained, setting, value):
 
 def test_a_gpu_that_is_not_there_is_refused(trained):
     line = failed_start(BENTOML_SERVE, trained.repository, DROPSERVE_DEVICE="gpu", CUDA_VISIBLE_DEVICES="")
-    assert "TensorFlow finds no GPU" in line
+    assert "no NVIDIA GPU found" in line
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        # OpenTelemetry's own refusal, in the worker, of a queue that no setting of ours describes.
+        ({"DROPSERVE_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_BSP_MAX_QUEUE_SIZE": "0"}, "unexpected ValueError: "),
+        ({"DROPSERVE_REST_PORT": "18501", "DROPSERVE_HOST": "a..b"}, "DROPSERVE_HOST='a..b' is no host name"),
+        ({"DROPSERVE_REST_PORT": "0", "DROPSERVE_GRPC_PORT": "18500", "DROPSERVE_HOST": "a..b"}, "for gRPC"),
+    ],
+    ids=["unexpected", "rest", "grpc"],
+)
+def test_whatever_a_worker_stumbles_over_ends_the_server_too(trained, settings, said):
+    assert said in failed_start(BENTOML_SERVE, trained.repository, **settings)
+
+
+def test_an_endpoint_for_traces_without_the_exporter_is_refused(trained, tmp_path):
+    """The extra `otel` is here: a folder that comes first stands in for its absence."""
+    exporter = tmp_path / "opentelemetry" / "exporter"
+    exporter.mkdir(parents=True)
+    (exporter / "__init__.py").write_text("raise ImportError('no exporter')")
+    line = failed_start(
+        BENTOML_SERVE, trained.repository, DROPSERVE_OTLP_ENDPOINT="http://127.0.0.1:9", PYTHONPATH=str(tmp_path)
+    )
+    assert "no OpenTelemetry exporter here" in line
+    assert "dropserve[otel]" in line
 
 
 def test_a_port_that_is_taken_is_refused(trained):

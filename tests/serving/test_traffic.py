@@ -216,7 +216,7 @@ class Crowd:
         return self.statuses[200] / (time.monotonic() - begin)
 
     async def flood(self, per_second: float, seconds: float) -> float:
-        """Requests by a schedule, whether or not the earlier ones have been answered; returns when the last was sent."""
+        """Requests by a schedule, whether or not earlier ones have been answered; returns when the last was sent."""
         begin = time.monotonic()
         asked: list[asyncio.Task[int]] = []
         while (due := begin + len(asked) / per_second) < begin + seconds:
