@@ -51,6 +51,7 @@ class App:
         self._tensorflow_serving = TensorFlowServing(core)
         self._entrance = Entrance(core.settings)
         self._gate = core.gate
+        self._is_locked = not core.gate.is_open
         self._otherwise = otherwise
         self._observer = core.observer
 
@@ -71,7 +72,7 @@ class App:
         method = "GET" if request.method == "HEAD" else request.method
         try:
             is_open = request.path in OPEN_PATHS
-            if not is_open:
+            if self._is_locked and not is_open:
                 self._gate.check(request.header(b"authorization"), request.header(b"x-api-key"))
             if not handlers:
                 raise NotFound(f"no such path: {quote(request.path)}; GET /docs lists what there is")

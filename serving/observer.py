@@ -86,7 +86,8 @@ class Observer:
             "operation": exchange.operation,
             "path": exchange.path,
             "code": code,
-            "duration_ms": round(seconds * 1000, 3),
+            # Cut, not rounded: `round` takes as long as writing the line.
+            "duration_ms": int(seconds * 1e6) / 1000,
         }
         if model is not None:
             event["model"], event["version"] = model.identity

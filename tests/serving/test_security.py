@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import grpc
 import httpx
+import numpy as np
 import pytest
 import tensorflow as tf
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -147,7 +148,8 @@ def long_request(trained) -> predict_pb2.PredictRequest:
     asked.model_spec.name = "sonar"
     asked.model_spec.signature_name = "mc_sample"
     asked.inputs["features"].CopyFrom(tf.make_tensor_proto(trained.rows[:100]))
-    asked.inputs["num_samples"].CopyFrom(tf.make_tensor_proto(10_000))
+    asked.inputs["num_samples"].CopyFrom(tf.make_tensor_proto(np.int32(10_000)))
+    asked.inputs["seed"].CopyFrom(tf.make_tensor_proto(np.int64(1)))
     return asked
 
 
