@@ -68,6 +68,14 @@ SetsOption = Annotated[
     Sets,
     typer.Option(help="Prediction sets: of the probable classes (lac), adaptive (aps), or lac for each class (class)."),
 ]
+MaxError = Annotated[
+    float | None,
+    typer.Option(metavar="E", help="Classes: withhold answers so that at most this share of the rest is wrong."),
+]
+Confidence = Annotated[float, typer.Option(metavar="P", help="With which probability --max-error holds.")]
+CostRatio = Annotated[
+    float | None, typer.Option(metavar="C", help="Classes: withhold answers where a wrong one costs C withheld ones.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and no progress.")]
 
 
@@ -129,6 +137,9 @@ def train(
         bool, typer.Option("--concrete", help="Learn the rates (Concrete Dropout) where the recipe has dropout.")
     ] = False,
     sets: SetsOption = "lac",
+    max_error: MaxError = None,
+    confidence: Confidence = 0.95,
+    cost_ratio: CostRatio = None,
     repository: Repository = Path("artifacts"),
     as_json: Json = False,
 ) -> None:
@@ -150,7 +161,7 @@ def train(
         num_samples=num_samples,
         compare=compare,
         concrete=concrete,
-        calibration=CalibrationSettings(sets=sets),
+        calibration=CalibrationSettings(sets, max_error, confidence, cost_ratio),
         repository=repository,
     )
     with quiet_start():
@@ -334,6 +345,9 @@ def package(
         contract.Precision, typer.Option(help="Of the draws: bfloat16 is faster where products dominate, to 3 digits.")
     ] = "float32",
     sets: SetsOption = "lac",
+    max_error: MaxError = None,
+    confidence: Confidence = 0.95,
+    cost_ratio: CostRatio = None,
     repository: Repository = Path("artifacts"),
     as_json: Json = False,
 ) -> None:
@@ -355,7 +369,7 @@ def package(
             seed=seed,
             masks=masks,
             precision=precision,
-            calibration_settings=CalibrationSettings(sets=sets),
+            calibration_settings=CalibrationSettings(sets, max_error, confidence, cost_ratio),
         )
         tag = bento_store.import_artifact(folder)
     manifest = contract.read_manifest(folder)

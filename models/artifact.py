@@ -82,6 +82,7 @@ def publish(
     examples: list[Any] | None = None,
     holdout: Holdout | KnownRows | None = None,
     calibration_settings: CalibrationSettings = AS_USUAL,
+    training_inputs: Mapping[str, np.ndarray] | None = None,
     metrics: Mapping[str, dict[str, float]] | None = None,
     training_data: TrainingData | None = None,
     training: Mapping[str, Any] | None = None,
@@ -100,6 +101,7 @@ def publish(
     holdout: held-out rows: the draws are calibrated on them; they give figures under "calibration" beside `metrics`,
         and examples where there are none.
     calibration_settings: what is asked of that calibration.
+    training_inputs: some of the rows that trained the model, [n, ...] by input name: novelty is the distance from them.
     num_samples, seed: the artifact's defaults.
     masks: "balanced" halves the Monte Carlo variance of the default answer (not of other seeds).
     precision: "bfloat16" computes the draws, not the deterministic answer, in half precision.
@@ -122,7 +124,7 @@ def publish(
         if holdout is not None:
             rows = holdout.matched(inputs, [head.output for head in engine.heads])
             measured["calibration"] = rows.figures(engine.deterministic, specs)
-            learned = calibrate(engine, rows, calibration_settings)
+            learned = calibrate(engine, rows, calibration_settings, training_inputs)
             examples = rows.examples(_MAX_EXAMPLES) if examples is None else examples
         if examples is None:
             examples = _made_up_examples(inputs)
@@ -332,6 +334,7 @@ def _export(engine: Engine, inputs: list[ModelInput], folder: Path) -> dict[str,
     module = tf.Module()
     module.weights = [weight.value for weight in engine.network.model.weights]
     module.kept_masks = engine.kept
+    module.novelty = engine.novelty.variables if engine.novelty is not None else []
     module.folded = engine.network.folded_variables()
     module.lookup_tables = [
         layer.lookup_table

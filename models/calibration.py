@@ -5,12 +5,13 @@ calibration = calibrate(engine, rows, CalibrationSettings())   # from then on th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import tensorflow as tf
 
-from models import abstention, conformal, noise, temperature
+from models import abstention, conformal, noise, novelty, temperature
 from models.calibration_settings import CalibrationSettings
 from models.contract import (
     DEFAULT_COVERAGE,
@@ -26,14 +27,23 @@ from models.contract import (
 from models.engine import Engine
 from models.heads import Head
 from models.holdout import Array, Rows
+from models.novelty import Novelty
+
+# Arrays [N, ...] by input name.
+Inputs = Mapping[str, Array]
 
 
-def calibrate(engine: Engine, rows: Rows, settings: CalibrationSettings) -> Calibration:
+def calibrate(
+    engine: Engine, rows: Rows, settings: CalibrationSettings, known_inputs: Inputs | None = None
+) -> Calibration:
     """Fit every output on the rows, with the artifact's own draws; from now on the engine applies it.
 
+    known_inputs: rows that the network was trained on, from which novelty is measured; else half of `rows` are taken.
     What an output's shape or the rows do not allow stays off, and `warnings` says so.
     """
+    settings.check_task(any(head.is_classification for head in engine.heads))
     coverage = DEFAULT_COVERAGE
+    engine.novelty = _novelty(engine, rows, known_inputs)
     fitted = [_fitted(engine, head, rows, target) for head, target in zip(engine.heads, rows.targets, strict=True)]
     engine.calibrate(fitted)
     answers = rows.run(engine.default, engine.input_specs)
@@ -47,6 +57,17 @@ def calibrate(engine: Engine, rows: Rows, settings: CalibrationSettings) -> Cali
     return Calibration(
         rows=rows.count, coverage=coverage, outputs={head.output.name: _known(head) for head in engine.heads}
     )
+
+
+def _novelty(engine: Engine, rows: Rows, known_inputs: Inputs | None) -> Novelty | None:
+    """The distance from the rows that the network was trained on, else from every other row of those held out."""
+    if known_inputs is None:
+        known_inputs = {name: array[::2] for name, array in rows.inputs.items()}
+    known = replace(rows, inputs={name: known_inputs[name] for name in rows.inputs}, targets=[])
+    if known.count < novelty.MIN_ROWS:
+        return None
+    found = known.first(novelty.MOST_ROWS).run(engine.features, engine.input_specs, novelty.MOST_FEATURES)
+    return Novelty(found["features"]) if found else None
 
 
 def _known(head: Head) -> OutputCalibration:
@@ -107,8 +128,18 @@ def _judged(
         return _with(head, scores, abstention.of_std(std), coverage)
     probabilities = answers[head.output.prefix + "probabilities"]
     scores = conformal.of_classes(probabilities, target, settings.sets)
-    right = probabilities.argmax(axis=1) == target
-    return _with(head, scores, abstention.of_confidence(probabilities.max(axis=1), right), coverage)
+    rule, reason = _rule(probabilities.max(axis=1), probabilities.argmax(axis=1) == target, settings)
+    if reason is not None:
+        head = replace(head, calibration=known.model_copy(update={"warnings": [*known.warnings, reason]}))
+    return _with(head, scores, rule, coverage)
+
+
+def _rule(confidence: Array, right: Array, settings: CalibrationSettings) -> tuple[Abstention, str | None]:
+    if settings.max_error is not None:
+        return abstention.of_max_error(confidence, right, settings.max_error, settings.confidence)
+    if settings.cost_ratio is not None:
+        return abstention.of_cost_ratio(confidence, right, settings.cost_ratio), None
+    return abstention.of_confidence(confidence, right), None
 
 
 def _with(head: Head, scores: ConformalScores, rule: Abstention, coverage: float) -> Head:

@@ -16,6 +16,7 @@ from models.contract import DEFAULT_NUM_SAMPLES, DEFAULT_SEED, MIN_NUM_SAMPLES, 
 from models.exactness import operation_by_operation
 from models.heads import Head, heads_of
 from models.network import Network
+from models.novelty import Novelty, features
 from models.statistics import Moments, merge
 from models.stochastic import Draws, Noise
 
@@ -53,6 +54,8 @@ class Engine:
         self.seed = seed
         self.masks = masks
         self.heads: list[Head] = []
+        # How far a row lies from known ones; None until they are known.
+        self.novelty: Novelty | None = None
         self._plan(task, labels, unit)
         self._keep_masks()
         self._suffix = self._suffix_function()
@@ -111,6 +114,11 @@ class Engine:
             answers |= head.drawn(values)
         return answers
 
+    def features(self, inputs: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
+        """The deterministic prefix's features of each row, [N, D], under "features"; nothing where it has none."""
+        found = features(self._prefix(inputs))
+        return {} if found is None else {"features": found}
+
     def served_draws(self, inputs: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
         """The draws of `default`."""
         return self.draws(inputs, tf.constant(self.num_samples), _int64(self.seed))
@@ -168,7 +176,7 @@ class Engine:
         _, _, used, worst, *rest = tf.while_loop(
             more, look, variables, shape_invariants=[_loose(tensor) for tensor in variables], parallel_iterations=1
         )
-        answers = self._decided(dict(zip(names, rest[: len(names)], strict=True)))
+        answers = self._decided(dict(zip(names, rest[: len(names)], strict=True)), prefix)
         return {**answers, "num_samples": used, "converged": worst <= tolerance}
 
     # How it is done.
@@ -337,10 +345,14 @@ class Engine:
             lambda: answer(self._moments(prefix, 0, count, seed)),
             lambda: answer(self._run(prefix, tf.constant(0), count, seed)),
         )
-        return self._decided(dict(zip(names, answers, strict=True)))
+        return self._decided(dict(zip(names, answers, strict=True)), prefix)
 
-    def _decided(self, answers: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """The summaries, and what follows from them by calibration."""
+    def _decided(self, answers: dict[str, tf.Tensor], prefix: list[tf.Tensor]) -> dict[str, tf.Tensor]:
+        """The summaries, and what follows from them and from the prefix's features by calibration."""
+        known = features(prefix)
+        if self.novelty is not None and known is not None:
+            novelty = self.novelty.of(known)
+            answers = answers | {head.output.prefix + "novelty": novelty for head in self.heads}
         for head in self.heads:
             answers = answers | head.decisions(answers)
         return answers

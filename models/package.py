@@ -16,7 +16,7 @@ import h5py
 import keras
 
 from models.artifact import publish
-from models.calibration_settings import AS_USUAL, CalibrationSettings
+from models.calibration_settings import AS_USUAL, CalibrationSettings, SettingsError
 from models.contract import DEFAULT_NUM_SAMPLES, DEFAULT_SEED, ArtifactError, Masks, Precision, Task, check_name
 from models.holdout import Holdout
 
@@ -52,6 +52,8 @@ def package(
     repository is then unchanged.
     """
     check_name(name)
+    if calibration is None and (calibration_settings.max_error, calibration_settings.cost_ratio) != (None, None):
+        raise SettingsError("max-error and cost-ratio: found without rows to learn from; wanted --calibration DATA.npz")
     holdout = Holdout.read(calibration) if calibration is not None else None
     try:
         with warnings.catch_warnings():

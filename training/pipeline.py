@@ -11,6 +11,7 @@ from models.artifact import publish
 from models.bento_store import import_artifact
 from models.contract import DEFAULT_SEED, Manifest, TrainingData, read_manifest
 from models.holdout import KnownRows
+from models.novelty import MOST_ROWS
 from training import model_report
 from training.collapse import is_constant
 from training.comparison import Variant, alternatives, fit_variant, place
@@ -82,6 +83,7 @@ def train(plan: Plan, reporter: Reporter) -> Published:
             examples=data.instances(example_rows(data, rows)),
             holdout=KnownRows(data.tensors(rows.calibration), [data.y[rows.calibration]]),
             calibration_settings=plan.calibration,
+            training_inputs=data.tensors(some(rows.train)),
             metrics={"test": chosen.metrics},
             training_data=described,
             training={
@@ -142,6 +144,11 @@ def training_data(data: Dataset, rows: Split) -> TrainingData:
         test_rows=len(rows.test),
         attribution=data.attribution,
     )
+
+
+def some(rows: np.ndarray) -> np.ndarray:
+    """As many of the rows as novelty is measured from at most, spread evenly."""
+    return rows[:: -(-len(rows) // MOST_ROWS)]
 
 
 def example_rows(data: Dataset, rows: Split) -> np.ndarray:

@@ -86,6 +86,7 @@ def plan(
     name = check_name(default_name(data) if name is None else name)
     check_writable(repository / name)
     loaded = dataset(data, target, types, task)
+    calibration.check_task(loaded.task == "classification")
     chosen = changed(recipe_of(loaded), visible_dropout=visible_dropout, hidden_dropout=hidden_dropout, epochs=epochs)
     if not chosen.is_stochastic:
         raise NothingStochastic(data)

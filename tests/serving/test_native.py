@@ -54,6 +54,7 @@ def test_uncertainty_has_every_field_and_its_identities(client, trained):
             "mutual_information",
             "prediction_set",
             "abstain",
+            "novelty",
             "num_samples",
             "converged",
         }
