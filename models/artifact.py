@@ -91,7 +91,7 @@ def publish(
     seed: int = DEFAULT_SEED,
     masks: Masks = "independent",
     precision: Precision = "float32",
-    report: Callable[[Path], str] | None = None,
+    report: Callable[[Path, Manifest], str] | None = None,
 ) -> Path:
     """Write `repository/name/<next version>/` and return it. A reader never sees half an artifact.
 
@@ -105,7 +105,7 @@ def publish(
     num_samples, seed: the artifact's defaults.
     masks: "balanced" halves the Monte Carlo variance of the default answer (not of other seeds).
     precision: "bfloat16" computes the draws, not the deterministic answer, in half precision.
-    report: makes report.html, from the folder with the finished SavedModel.
+    report: makes report.html, from the folder with the finished SavedModel and the manifest, not sealed yet.
     Raises ArtifactError (one line) for a model or a description that cannot be honoured; the repository is unchanged.
     """
     check_name(name)
@@ -131,8 +131,6 @@ def publish(
         examples = examples[:_MAX_EXAMPLES]
         signatures = _export(engine, inputs, folder)
         warmup.write(folder, name, _arrays(inputs, examples), num_samples, seed)
-        if report is not None:
-            (folder / REPORT_FILE).write_text(report(folder), encoding="utf-8")
         manifest = Manifest(
             name=name,
             version=1,
@@ -154,6 +152,8 @@ def publish(
             library_versions=_library_versions(),
             files={},
         )
+        if report is not None:
+            (folder / REPORT_FILE).write_text(report(folder, manifest), encoding="utf-8")
         return _commit(folder, repository / name, manifest)
 
 

@@ -17,10 +17,14 @@ from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix
 
-from models.contract import MC_DRAWS, MC_PREDICT, MIN_NUM_SAMPLES, NUM_SAMPLES, SEED, TrainingData
+from models.contract import MC_DRAWS, MC_PREDICT, MIN_NUM_SAMPLES, NUM_SAMPLES, SEED, Manifest, TrainingData
+from training import trust_sections
+from training.artifact_answers import Artifact
+from training.assessment import assess
 from training.comparison import Variant
 from training.datasets import Dataset
 from training.evaluation import figures, parts
+from training.held_out import HeldOut
 from training.report import COLOURS, LINES, Figure, Grid, Section, draw, page
 from training.splits import Split
 
@@ -81,9 +85,10 @@ class Drawn:
         return self.outputs["std"] if "std" in self.outputs else self.outputs["epistemic_std"]
 
 
-def html(evidence: Evidence, folder: Path, more: Sequence[Section] = ()) -> str:
+def html(evidence: Evidence, folder: Path, manifest: Manifest, more: Sequence[Section] = ()) -> str:
     """The page for the artifact whose SavedModel is in `folder`; `more` stands before the data and settings."""
     drawn = draw_rows(evidence, folder)
+    more = [*trust(evidence, drawn, Artifact(folder, manifest)), *more]
     *first, last = sections(evidence, drawn)
     subtitle = f"{evidence.data.task} of {evidence.data.target} · {evidence.data.name} · {evidence.num_samples} draws"
     return page(f"{evidence.name}: how far to trust it", subtitle, [*first, *more, last])
@@ -111,6 +116,16 @@ def draw_rows(evidence: Evidence, folder: Path) -> Drawn:
         named = outputs["probabilities"][chosen].argmax(axis=1)
         draws = draws[np.arange(len(chosen)), :, named]
     return Drawn(rows, outputs, draws, chosen)
+
+
+def trust(evidence: Evidence, drawn: Drawn, artifact: Artifact) -> list[Section]:
+    """What `dropserve evaluate` says of the same rows."""
+    data = evidence.data
+    y = data.y[drawn.rows].astype(np.int64 if drawn.is_classification else np.float64)
+    described = f"{len(drawn.rows):,} test rows"
+    held = HeldOut(data.name, described, data.tensors(drawn.rows), [y])
+    [judged] = assess(artifact, held)
+    return trust_sections.sections(judged, held.rows)
 
 
 def sections(evidence: Evidence, drawn: Drawn) -> list[Section]:

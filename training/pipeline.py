@@ -94,7 +94,7 @@ def train(plan: Plan, reporter: Reporter) -> Published:
                 "comparison": [variant.summary() for variant in beside],
             },
             num_samples=plan.num_samples,
-            report=lambda folder: model_report.html(evidence, folder),
+            report=lambda folder, manifest: model_report.html(evidence, folder, manifest),
         )
         tag = import_artifact(folder)
         mc_metrics = evaluate_artifact(folder, data, rows.test)

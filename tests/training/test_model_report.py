@@ -19,7 +19,8 @@ from training.recipes import SONAR
 from training.splits import split
 
 TITLES = ["In plain words", "Results", "Learning curves", ..., "The least and the most certain rows"]
-TITLES += ["How the answer settles", "Data and settings"]
+TITLES += ["How the answer settles", "Can the uncertainty be trusted?", "Does it notice what it has never seen?"]
+TITLES += ["Data and settings"]
 
 
 def published(name, repository, **request):
