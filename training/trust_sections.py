@@ -24,8 +24,10 @@ STYLES: dict[str, dict[str, Any]] = {
     kind: {"color": COLOURS[place], "linestyle": LINES[place]} for place, kind in enumerate(NAMES)
 }
 # Figures that the page shows; what a regression or a classification does not have is left out.
-SHOWN = ("nll", "brier", "reliability", "resolution", "ece", "adaptive_ece", "rmse", "crps", "pit_distance")
-SHOWN += ("sharpness", "aurc")
+SHOWN = (
+    *("nll", "brier", "reliability", "resolution", "ece", "adaptive_ece"),
+    *("rmse", "crps", "pit_distance", "sharpness", "aurc"),
+)
 # Fewer rows than this in a bin say little: its point is drawn small.
 FEW_ROWS = 10
 
