@@ -199,12 +199,12 @@ def study(
     as_json: Json = False,
 ) -> None:
     """Does dropout help on DATA? Nets without it, with it here or there, and tuned, under repeated cross-validation."""
-    from training.plan import check_writable, dataset
+    from training.plan import check_report, dataset
     from training.progress import Reporter
     from training.recipes import changed, recipe_of
 
     if report is not None:
-        check_writable(report)
+        check_report(report)
     loaded = dataset(data, target, types or (), task)
     base = changed(recipe_of(loaded), epochs=epochs)
     with quiet_start():

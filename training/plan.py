@@ -34,6 +34,11 @@ class NothingStochastic(InputError):
         )
 
 
+class ReportError(InputError):
+    def __init__(self, path: Path, found: str) -> None:
+        super().__init__(f"--report {path}: {found}; wanted a file that can be written")
+
+
 class RepositoryError(InputError):
     def __init__(self, folder: Path, obstacle: Path, found: str) -> None:
         super().__init__(f"{folder}: cannot be written, since {obstacle} is {found}; wanted a writable folder")
@@ -129,3 +134,13 @@ def check_writable(folder: Path) -> None:
         raise RepositoryError(folder, nearest, "not a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise RepositoryError(folder, nearest, "read-only for this user")
+
+
+def check_report(path: Path) -> None:
+    """Raise ReportError unless a page can be written there, in place of an older one too."""
+    if path.is_dir():
+        raise ReportError(path, "is a folder")
+    if not path.parent.is_dir():
+        raise ReportError(path, f"there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ReportError(path, "read-only for this user")

@@ -4,7 +4,15 @@ from pathlib import Path
 import pytest
 
 from models.contract import ArtifactError
-from training.plan import NothingStochastic, RepositoryError, TargetError, check_writable, plan
+from training.plan import (
+    NothingStochastic,
+    ReportError,
+    RepositoryError,
+    TargetError,
+    check_report,
+    check_writable,
+    plan,
+)
 from training.recipes import DEFAULTS, SONAR_BASELINE
 
 
@@ -69,3 +77,13 @@ def test_read_only_repository_is_refused(tmp_path):
     with pytest.raises(RepositoryError, match="read-only"):
         planned(repository=tmp_path)
     tmp_path.chmod(0o755)
+
+
+def test_a_report_may_replace_an_older_one_and_is_refused_where_it_cannot_be_written(tmp_path):
+    check_report(tmp_path / "study.html")
+    (tmp_path / "study.html").write_text("an older one")
+    check_report(tmp_path / "study.html")
+    with pytest.raises(ReportError, match="is a folder; wanted a file that can be written"):
+        check_report(tmp_path)
+    with pytest.raises(ReportError, match="there is no folder"):
+        check_report(tmp_path / "nowhere" / "study.html")
