@@ -4,7 +4,7 @@ import numpy as np
 import orjson
 import pytest
 
-from models.contract import Manifest, ModelOutput
+from models.contract import Calibration, Manifest, ModelOutput
 from serving import answers
 from serving.errors import InvalidRequest
 from serving.prediction_sets import PredictionSets
@@ -53,3 +53,35 @@ def test_an_answer_that_is_no_number_is_refused_by_its_row():
     arrays = {"probabilities": np.array([[0.5, 0.5], [np.nan, np.nan]], np.float32)}
     with pytest.raises(InvalidRequest, match="row 1: the network overflows"):
         answers.predictions(single, arrays)
+
+
+def test_sets_intervals_and_warnings_are_of_their_output_where_there_are_several():
+    several = manifest(
+        ModelOutput(name="kind", prefix="kind_", task="classification", shape=[2], labels=["a", "b"]),
+        ModelOutput(name="size", prefix="size_", task="regression", shape=[]),
+    )
+    outputs = {
+        "kind": {
+            "conformal": {"kind": "lac", "scores": [[0.5] * 9]},
+            "abstention": {"statistic": "confidence", "threshold": 0.6, "answered_share": 0.9},
+        },
+        "size": {"conformal": {"kind": "interval", "scores": [[2.0] * 4]}},
+    }
+    several = several.model_copy(update={"calibration": Calibration.model_validate({"rows": 9, "outputs": outputs})})
+    one, number = np.array([[0.55, 0.45]], np.float32), np.array([1.0], np.float32)
+    arrays = {f"kind_{name}": one for name in ("probabilities", "std", "standard_error")}
+    arrays |= {f"kind_{name}": number for name in ("predictive_entropy", "expected_entropy", "mutual_information")}
+    arrays |= {f"size_{name}": number for name in ("mean", "epistemic_std", "aleatoric_std", "std", "standard_error")}
+    arrays |= {"kind_novelty": number}
+    sets = PredictionSets(several)
+    [row] = answers.uncertainties(several, arrays, np.array([100]), np.array([True]), sets.at(0.8))
+    assert row["kind"]["prediction_set"] == ["a"]
+    assert row["kind"]["abstain"]
+    assert row["kind"]["novelty"] == 1
+    assert row["size"]["interval"] == {"lower": -1, "upper": 3, "coverage": 0.8}
+    assert "abstain" not in row["size"]
+    assert (row["num_samples"], row["converged"]) == (100, True)
+    assert sets.at(0.8).warnings == ()
+    [row] = answers.uncertainties(several, arrays, np.array([100]), np.array([True]), sets.at())
+    assert row["size"]["interval"] == {"lower": None, "upper": None, "coverage": 0.9}
+    assert sets.at().warnings == ("size: coverage 0.9: 9 calibration rows wanted, there are 4; intervals have no ends",)
