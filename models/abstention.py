@@ -15,6 +15,9 @@ Array = NDArray[Any]
 
 # Share of the calibration rows that is withheld where no error is promised.
 WITHHELD_SHARE = 0.05
+# A threshold lies this share beyond the row that it comes from: that row's answer is given whatever is asked beside it,
+# though matrix products of another size round otherwise.
+_MARGIN = 2e-6
 # A confidence that no answer has.
 NEVER = 2.0
 
@@ -22,7 +25,7 @@ NEVER = 2.0
 def of_confidence(confidence: Array, right: Array) -> Abstention:
     """Withholds the least confident twentieth. confidence [N] of the answers, right [N]: whether they are."""
     threshold = float(np.sort(confidence)[int(len(confidence) * WITHHELD_SHARE)])
-    return described(threshold, confidence, right)
+    return described(threshold * (1 - _MARGIN), confidence, right)
 
 
 def of_max_error(confidence: Array, right: Array, max_error: float, level: float) -> tuple[Abstention, str | None]:
@@ -68,7 +71,7 @@ def rows_wanted(max_error: float, level: float) -> int:
 
 def of_std(std: Array) -> Abstention:
     """Withholds the answers with the largest standard deviations, a twentieth. std: [N]."""
-    threshold = float(np.sort(std)[len(std) - 1 - int(len(std) * WITHHELD_SHARE)])
+    threshold = float(np.sort(std)[len(std) - 1 - int(len(std) * WITHHELD_SHARE)]) * (1 + _MARGIN)
     return Abstention(statistic="std", threshold=threshold, answered_share=float((std <= threshold).mean()))
 
 

@@ -1,6 +1,7 @@
 """What a trained artifact promises, held against what its server answers: the same rows, the same draws, over HTTP."""
 
 import math
+from pathlib import Path
 
 import grpc
 import httpx
@@ -9,10 +10,13 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from models.contract import ConformalScores, OutputCalibration
+from models.contract import ConformalScores, OutputCalibration, read_manifest
 from serving.prediction_sets import prediction_set
 from tests.process import bentoml_serve, free_port
 from training.datasets import load
+from training.pipeline import train
+from training.plan import plan
+from training.progress import Reporter
 from training.splits import split
 
 # Scores are kept in steps of this, one step up.
@@ -129,3 +133,48 @@ def test_every_protocol_gives_the_same_sets_as_truth_values(trained, tmp_path):
         for name, values in (("prediction_set", members), ("abstain", withheld)):
             assert outputs[name].dtype == tf.bool.as_datatype_enum
             assert tf.make_ndarray(outputs[name]).tolist() == values
+
+
+@pytest.fixture(scope="module")
+def diabetes(tmp_path_factory) -> Path:
+    repository = tmp_path_factory.mktemp("diabetes")
+    return train(
+        plan("diabetes", repository=repository, seed=0, num_samples=100, epochs=30), Reporter(quiet=True)
+    ).folder
+
+
+def test_a_regression_s_scores_and_intervals_are_those_of_the_served_answers(diabetes, tmp_path):
+    manifest = read_manifest(diabetes)
+    known = manifest.calibrated(manifest.outputs[0])
+    assert known is not None
+    assert known.conformal is not None
+    assert known.abstention is not None
+    data = load("diabetes")
+    rows = split(data.y, data.task).calibration
+    with (
+        bentoml_serve(diabetes.parents[1], tmp_path / "log") as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
+        answers = [asked(client, data.x[[row]].tolist())[0] for row in rows]
+        scores = sorted(
+            abs(y - answer["mean"]) / answer["std"] for y, answer in zip(data.y[rows].tolist(), answers, strict=True)
+        )
+        [kept] = known.conformal.scores
+        np.testing.assert_allclose(kept, scores, atol=3 * STEP, rtol=1e-5)
+        for coverage in (None, *COVERAGES):
+            settings = {} if coverage is None else {"coverage": coverage}
+            inside = 0
+            [threshold] = known.conformal.thresholds(coverage or 0.9)
+            for y, answer in zip(data.y[rows].tolist(), asked(client, data.x[rows].tolist(), **settings), strict=True):
+                interval = answer["interval"]
+                reach = threshold * answer["std"]
+                ends = {"lower": answer["mean"] - reach, "upper": answer["mean"] + reach, "coverage": coverage or 0.9}
+                # float32 numbers of hundreds, whose difference may be near 0.
+                assert interval == pytest.approx(ends, rel=1e-5, abs=1e-4)
+                inside += interval["lower"] <= y <= interval["upper"]
+            assert inside == math.ceil(round((len(rows) + 1) * (coverage or 0.9), 9))
+        for answer in answers:
+            assert answer["std"] == pytest.approx(
+                math.hypot(answer["epistemic_std"], answer["aleatoric_std"]), rel=1e-5
+            )
+            assert answer["abstain"] == (answer["std"] > known.abstention.threshold)
