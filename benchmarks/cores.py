@@ -3,9 +3,9 @@
     python -m benchmarks.cores [--price 0.04] [--usage 0.7] [--seconds 3] [--letters abcde] [--json]
 
 The networks are those of `benchmarks.nets`, published and run as the server runs them, a session on the artifact, on
-one thread, with dropout off and with T = 100; Sonar is asked over HTTP on BentoML's port, the server on one core and wrk on
-the other, one row a request and 100. All rates are per second of processor time of the process that answers, so that
-other work on the machine counts little.
+one thread, with dropout off and with T = 100; Sonar is asked over HTTP on BentoML's port, the server on one core and
+wrk on the other, one row a request and 100. All rates are per second of processor time of the process that answers, so
+that other work on the machine counts little.
 
 price: of one core for an hour, in any currency; 0.04 is an assumption, to be replaced by your own. usage: how much
 of a core may be planned for, so that requests do not wait long.
