@@ -76,6 +76,10 @@ Confidence = Annotated[float, typer.Option(metavar="P", help="With which probabi
 CostRatio = Annotated[
     float | None, typer.Option(metavar="C", help="Classes: withhold answers where a wrong one costs C withheld ones.")
 ]
+Ensemble = Annotated[
+    int | None,
+    typer.Option(metavar="M", help="Publish M such nets, trained from other seeds, that take turns at the draws."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and no progress.")]
 
 
@@ -136,6 +140,7 @@ def train(
     concrete: Annotated[
         bool, typer.Option("--concrete", help="Learn the rates (Concrete Dropout) where the recipe has dropout.")
     ] = False,
+    ensemble: Ensemble = None,
     sets: SetsOption = "lac",
     max_error: MaxError = None,
     confidence: Confidence = 0.95,
@@ -161,6 +166,7 @@ def train(
         num_samples=num_samples,
         compare=compare,
         concrete=concrete,
+        ensemble=ensemble,
         calibration=CalibrationSettings(sets, max_error, confidence, cost_ratio),
         repository=repository,
     )
@@ -266,6 +272,7 @@ def tune(
     worker: Annotated[
         bool, typer.Option("--worker", help="Help another process with its trials; publish nothing.")
     ] = False,
+    ensemble: Ensemble = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**31, help="Same seed, same trials.")] = 0,
     num_samples: NumSamples = contract.DEFAULT_NUM_SAMPLES,
     repository: Repository = Path("artifacts"),
@@ -286,6 +293,7 @@ def tune(
         epochs=epochs,
         seed=seed,
         num_samples=num_samples,
+        ensemble=ensemble,
         repository=repository,
     )
     with quiet_start():

@@ -5,6 +5,7 @@
     python -m benchmarks.training protocols [--repeats 1]    the tutorial's three protocols on Sonar
     python -m benchmarks.training sonar [--repeats 1]        the best that is reachable on Sonar, nested
     python -m benchmarks.training peers [--data wine]        nested folds, against the best of four scikit-learn models
+    python -m benchmarks.training ensembles                  one net against five that take turns, with as many draws
 
     python -m benchmarks.training table [--rows 1000000]     memory that a Parquet file of 30 columns takes to train
 
@@ -44,6 +45,9 @@ PEERS = ("breast_cancer", "wine", "digits")
 FASTER, STUDY_S, TUNED_ACCURACY, TABLE_GB = 100, 120.0, 0.88, 4.0
 # Per cent: where the tutorial's settings should come out, from one ten-fold run each.
 SPAN = {"baseline": (86.0, 87.0), "visible": (83.0, 85.0), "hidden": (83.0, 85.0)}
+# Data sets with dense nets and classes, the nets of each, and how many of them an ensemble has.
+STACKED = ("sonar", "breast_cancer", "wine")
+NETS, MEMBERS = 100, 5
 
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
 
@@ -178,6 +182,57 @@ def table(rows: Annotated[int, typer.Option(min=1000, help="Of the file.")] = 1_
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
     print(f"{rows:,} rows of 30 columns, one pass: {took:.0f} s")
     verdict(f"peak resident memory under {TABLE_GB:g} GB", peak < TABLE_GB, f"{peak:.2f} GB")
+
+
+@app.command()
+def ensembles(
+    draws: Annotated[int, typer.Option(min=MEMBERS, help="Of one net, and of five together.")] = 100,
+) -> None:
+    """A hundred nets with dropout, one by one and as twenty ensembles of five: test NLL, dropout off and with draws."""
+    from training import replicas, scores
+    from training.folds import encode
+    from training.splits import split
+
+    table = Table("data", "answer", "NLL, nats", "better than", "accuracy", title=f"{MEMBERS} members, {draws} draws")
+    for name in STACKED:
+        data = load(name)
+        rows = split(data.y, data.task)
+        encoded, _, groups = encode(data, [rows.train] * NETS)
+        chosen = recipe(name)
+        stack = [replicas.Replica(chosen, rows.train, groups[seed], seed) for seed in range(NETS)]
+        start = time.perf_counter()
+        trained = replicas.train_stack(encoded, stack)
+        seconds = time.perf_counter() - start
+        test = [rows.test] * NETS
+        # [nets, draws, rows, outputs].
+        drawn, plain = np.stack(trained.draws(test, draws)), np.stack(trained.predict(test))
+        own = draws // MEMBERS
+        answers = {
+            "one net, dropout off": plain,
+            f"one net, {draws} draws": drawn.mean(axis=1),
+            f"{MEMBERS} nets, dropout off": _of_members(plain),
+            f"{MEMBERS} nets, {own} draws each": _of_members(drawn[:, :own].mean(axis=1)),
+        }
+        singles: Any = None
+        for answer, outputs in answers.items():
+            found = [_scored(one.astype(np.float64), data.y[rows.test], scores.classification) for one in outputs]
+            nll, accuracy_ = np.array([(one["nll"], one["accuracy"]) for one in found]).T
+            singles = nll if answer.startswith("one net") else singles
+            share = "" if answer.startswith("one net") else f"{np.mean(singles[:, None] > nll[None]):.0%}"
+            table.add_row(name, answer, f"{nll.mean():.3f} ± {nll.std(ddof=1):.3f}", share, f"{accuracy_.mean():.3f}")
+        print(f"{name}: {NETS} nets trained together in {seconds:.1f} s, {len(rows.test)} test rows")
+    Console().print(table)
+    print("± is the standard deviation over the nets, or ensembles; the share: of the nets with draws that it beats")
+
+
+def _of_members(answers: np.ndarray) -> np.ndarray:
+    """The mean of each five: [nets, ...] -> [nets / 5, ...]."""
+    return answers.reshape(-1, MEMBERS, *answers.shape[1:]).mean(axis=1)
+
+
+def _scored(answer: np.ndarray, y: np.ndarray, score: Any) -> Any:
+    """answer [rows, outputs]."""
+    return score(np.hstack([1 - answer, answer]) if answer.shape[1] == 1 else answer, y)
 
 
 @app.command()

@@ -91,6 +91,7 @@ def publish(
     seed: int = DEFAULT_SEED,
     masks: Masks = "independent",
     precision: Precision = "float32",
+    members: int = 1,
     report: Callable[[Path, Manifest], str] | None = None,
 ) -> Path:
     """Write `repository/name/<next version>/` and return it. A reader never sees half an artifact.
@@ -105,6 +106,7 @@ def publish(
     num_samples, seed: the artifact's defaults.
     masks: "balanced" halves the Monte Carlo variance of the default answer (not of other seeds).
     precision: "bfloat16" computes the draws, not the deterministic answer, in half precision.
+    members: of an ensemble, whose model is as `models.members` says: draw t is of member t mod `members`.
     report: makes report.html, from the folder with the finished SavedModel and the manifest, not sealed yet.
     Raises ArtifactError (one line) for a model or a description that cannot be honoured; the repository is unchanged.
     """
@@ -113,7 +115,7 @@ def publish(
         raise ArtifactError(f"num_samples: {num_samples} found, at least {MIN_NUM_SAMPLES} wanted")
     with _staging(repository, name) as folder:
         _save_keras(model, folder)
-        network = Network(_private_copy(model, folder / KERAS_FILE), precision)
+        network = Network(_private_copy(model, folder / KERAS_FILE), precision, members)
         inputs = _inputs(network.model, features)
         specs = [tf.TensorSpec([None, *item.shape], item.dtype, name=item.name) for item in inputs]
         engine = Engine(
@@ -143,6 +145,7 @@ def publish(
             seed=seed,
             masks=masks,
             precision=precision,
+            members=members,
             signatures=signatures,
             calibration=learned,
             metrics=measured,

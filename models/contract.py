@@ -320,6 +320,9 @@ class Manifest(_Typed):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
     masks: Masks = "independent"
     precision: Precision = "float32"
+    # Networks of an ensemble: draw t is of member t mod members, the deterministic answer their mean. The stochastic
+    # layers listed are the first member's; the others have the same, and the same streams.
+    members: Annotated[int, Field(ge=1)] = 1
     signatures: dict[str, Signature]
     # Absent until the artifact is calibrated on held-out rows.
     calibration: Calibration | None = None

@@ -7,7 +7,8 @@ equal the drawn ones bit for bit (unless they were asked to be balanced).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -15,6 +16,7 @@ import tensorflow as tf
 from models.contract import DEFAULT_NUM_SAMPLES, DEFAULT_SEED, MIN_NUM_SAMPLES, ArtifactError, Masks, Task
 from models.exactness import operation_by_operation
 from models.heads import Head, heads_of
+from models.members import interleave, turns
 from models.network import Network
 from models.novelty import Novelty, features
 from models.statistics import Moments, merge
@@ -183,32 +185,38 @@ class Engine:
 
     def _plan(self, task: Task | None, labels: list[str] | None, unit: str | None) -> None:
         """One dry pass: which tensors of the prefix the suffix reads, the noise it asks for, the outputs' shapes."""
-        noises: list[Noise] = []
         read: list[Any] = []
-        shapes: list[tuple[int | None, ...]] = []
+        # Of every member.
+        asked: list[list[Noise]] = []
+        shapes: list[list[tuple[int | None, ...]]] = []
 
         def dry(*inputs: tf.Tensor) -> list[tf.Tensor]:
             prefix = self.network.prefix(inputs)
-            draws = Draws(
-                tf.constant(2), lambda noise: noise.draw(tf.constant(0, tf.int64), tf.constant(0), tf.constant(2))
-            )
-            outputs, places = self.network.suffix(prefix, draws)
-            noises.extend(draws.noises)
+            places: set[Any] = set()
+            for member in range(self.network.members):
+                draws = Draws(
+                    tf.constant(2), lambda noise: noise.draw(tf.constant(0, tf.int64), tf.constant(0), tf.constant(2))
+                )
+                outputs, own = self.network.suffix(prefix, draws, member)
+                places |= own
+                asked.append(draws.noises)
+                shapes.append([tuple(tensor.shape[1:]) for tensor in outputs])
             read.extend(place for place in prefix if place in places)
-            shapes.extend(tuple(tensor.shape[1:]) for tensor in outputs)
             return outputs
 
         tf.function(dry, autograph=False).get_concrete_function(*self.input_specs)
         self._read = read
-        self.noises = noises
-        self.heads = heads_of(self.network, shapes, task, labels, unit, self.input_specs)
+        self.noises = asked[0]
+        self._static_noise = all(noise.is_static for noise in self.noises)
+        if any(own != shapes[0] for own in shapes) or (self._static_noise and any(own != asked[0] for own in asked)):
+            raise ArtifactError(f"model {self.network.model.name!r}: its members are not of one architecture")
+        self.heads = heads_of(self.network, shapes[0], task, labels, unit, self.input_specs)
         self._draw_shapes = [head.draw_shape for head in self.heads]
 
     def _keep_masks(self) -> None:
         """Draw the default seed's masks once, for as many of the first draws as KEPT_BYTES allows."""
         self.kept: list[tf.Variable] = []
         self.kept_draws = 0
-        self._static_noise = all(noise.is_static for noise in self.noises)
         if self.masks == "balanced":
             self._balance_masks()
             return
@@ -245,29 +253,33 @@ class Engine:
     def _suffix_function(self) -> Any:
         """The suffix as one TensorFlow function that every signature calls: it is traced and stored once.
 
-        Arguments: the prefix's tensors, the noise arrays [C, ...] where their shapes are fixed (else the seed and the
-        first draw), the number of draws C. Returns every head's quantity, [N, C, ...].
+        Arguments: the prefix's tensors, the noise arrays [C, ...] where their shapes are fixed (else the seed), the
+        first draw (where something depends on it) and the number of draws C. Returns every head's quantity,
+        [N, C, ...].
         """
+        members = self.network.members
 
         def suffix(*arguments: tf.Tensor) -> list[tf.Tensor]:
             *given, count = arguments
-            prefix, rest = given[: len(self._read)], given[len(self._read) :]
+            prefix, rest = dict(zip(self._read, given, strict=False)), given[len(self._read) :]
             if self._static_noise:
-                arrays = {noise.stream: array for noise, array in zip(self.noises, rest, strict=True)}
-                draws = Draws(count, lambda noise: arrays[noise.stream])
+                arrays = {noise.stream: array for noise, array in zip(self.noises, rest, strict=False)}
+
+                def source(noise: Noise) -> tf.Tensor:
+                    return arrays[noise.stream]
             else:
-                first, seed = rest
-                draws = Draws(count, lambda noise: noise.draw(seed, first, count))
-            outputs, _ = self.network.suffix(dict(zip(self._read, prefix, strict=True)), draws)
-            quantities = []
-            for head, shape, tensor in zip(self.heads, self._draw_shapes, outputs, strict=True):
-                folded = head.draw(tensor)
-                free = None in folded.shape[1:]
-                sizes = tf.shape(folded)[1:] if free else folded.shape[1:]
-                apart = tf.reshape(folded, tf.concat([[-1, count], sizes], axis=0) if free else [-1, count, *sizes])
-                apart.set_shape([None, None, *shape])
-                quantities.append(apart)
-            return quantities
+
+                def source(noise: Noise) -> tf.Tensor:
+                    return noise.draw(rest[0], rest[1], count)
+
+            if members == 1:
+                return self._unfolded(self.network.suffix(prefix, Draws(count, source))[0], count)
+            first, parts = rest[-1], []
+            for member in range(members):
+                own = turns(first, count, member, members)
+                draws = Draws(tf.size(own), functools.partial(_of_draws, source, own))
+                parts.append(self._unfolded(self.network.suffix(prefix, draws, member)[0], draws.num_draws))
+            return [interleave(of_head, first, count) for of_head in zip(*parts, strict=True)]
 
         prefix = tf.function(self._prefix_of, autograph=False).get_concrete_function(*self.input_specs).outputs
         signature = [
@@ -277,8 +289,27 @@ class Engine:
         if self._static_noise:
             signature += [tf.TensorSpec([None, *noise.shape], tf.float32) for noise in self.noises]
         else:
-            signature += [tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.int64)]
+            signature.append(tf.TensorSpec([], tf.int64))
+        if self._first_matters:
+            signature.append(tf.TensorSpec([], tf.int32))
         return tf.function(suffix, input_signature=[*signature, tf.TensorSpec([], tf.int32)], autograph=False)
+
+    @property
+    def _first_matters(self) -> bool:
+        """Whether the suffix must be told its first draw: to draw its noise itself, or to know whose turn it is."""
+        return not self._static_noise or self.network.members > 1
+
+    def _unfolded(self, outputs: list[tf.Tensor], count: tf.Tensor) -> list[tf.Tensor]:
+        """The network's outputs [N * C, ...] as every head's quantity [N, C, ...]."""
+        quantities = []
+        for head, shape, tensor in zip(self.heads, self._draw_shapes, outputs, strict=True):
+            folded = head.draw(tensor)
+            free = None in folded.shape[1:]
+            sizes = tf.shape(folded)[1:] if free else folded.shape[1:]
+            apart = tf.reshape(folded, tf.concat([[-1, count], sizes], axis=0) if free else [-1, count, *sizes])
+            apart.set_shape([None, None, *shape])
+            quantities.append(apart)
+        return quantities
 
     def _prefix_of(self, *inputs: tf.Tensor) -> list[tf.Tensor]:
         return self._prefix(inputs)
@@ -288,7 +319,9 @@ class Engine:
 
         Python numbers instead of tensors make a leaner graph.
         """
-        rest = self._noise(first, count, seed) if self._static_noise else [tf.convert_to_tensor(first), _int64(seed)]
+        rest = self._noise(first, count, seed) if self._static_noise else [_int64(seed)]
+        if self._first_matters:
+            rest.append(tf.convert_to_tensor(first))
         return self._suffix(*prefix, *rest, tf.convert_to_tensor(count))
 
     def _noise(self, first: Any, count: Any, seed: Any) -> list[tf.Tensor]:
@@ -313,9 +346,9 @@ class Engine:
         return tf.cond(tf.logical_and(tf.equal(seed, self.seed), first + count <= self.kept_draws), kept, drawn)
 
     def _chunk_size(self, rows: tf.Tensor) -> tf.Tensor:
-        """Draws a chunk for this many rows."""
+        """Draws a chunk for this many rows. Members share them out."""
         width = self.network.widest_suffix()
-        folded_rows = max(CHUNK_FLOATS // width, MIN_CHUNK_ROWS)
+        folded_rows = max(CHUNK_FLOATS // width, MIN_CHUNK_ROWS) * self.network.members
         return tf.maximum(folded_rows // tf.maximum(rows, 1), 1)
 
     def _next_chunk(self, step: tf.Tensor, at: tf.Tensor, left: Any, seed: Any) -> tf.Tensor:
@@ -399,6 +432,11 @@ class Engine:
                 error = tf.maximum(error, floor)
             errors.append(tf.reduce_max(error, axis=list(range(1, error.shape.rank))))
         return tf.reduce_max(tf.stack(errors), axis=0)
+
+
+def _of_draws(source: Callable[[Noise], tf.Tensor], own: tf.Tensor, noise: Noise) -> tf.Tensor:
+    """The noise of some draws of a chunk; `source` gives that of all."""
+    return tf.gather(source(noise), own)
 
 
 def _int64(seed: Any) -> tf.Tensor:

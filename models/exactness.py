@@ -3,6 +3,7 @@
 Eagerly, TensorFlow runs one operation after another. Of a graph, its optimiser makes something faster that differs in
 the last bit: a Dense layer becomes one fused kernel with another sigmoid, x / sqrt(y) becomes x * rsqrt(y). It only
 recognises neighbours: with a check of the shape between them, which copies nothing, every operation stays itself.
+A division by a constant would become a product with its reciprocal; it cannot where the constant might be fed.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def operation_by_operation(network: Flat, specs: Sequence[tf.TensorSpec]) -> Fla
 def _with_checks(graph: tf.Graph) -> Any:
     """The graph's definition, a check of its shape after every operation that computes one floating-point tensor."""
     checked = {operation.name: operation.outputs[0] for operation in graph.get_operations() if _computes(operation)}
+    constants = {operation.name: operation for operation in graph.get_operations() if operation.type == "Const"}
     original = graph.as_graph_def()
     definition = tf.compat.v1.GraphDef(versions=original.versions, library=original.library)
     for node in original.node:
@@ -44,6 +46,12 @@ def _with_checks(graph: tf.Graph) -> Any:
         # A gradient of one's own (Keras's silu has one) refers to the traced graph.
         copy.attr.pop("_gradient_op_type", None)
         copy.input[:] = [f"{name}/check" if name in checked else name for name in node.input]
+        if node.op == "RealDiv" and node.input[1] in constants:
+            constant = constants[node.input[1]].outputs[0]
+            copy.input[1] = f"{node.name}/divisor"
+            divisor = definition.node.add(name=copy.input[1], op="PlaceholderWithDefault", input=[node.input[1]])
+            divisor.attr["dtype"].type = constant.dtype.as_datatype_enum
+            divisor.attr["shape"].shape.CopyFrom(constant.shape.as_proto())
         if node.name in checked:
             tensor = checked[node.name]
             check = definition.node.add(name=f"{node.name}/check", op="EnsureShape", input=[node.name])

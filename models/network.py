@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from models.contract import ArtifactError, Precision, StochasticLayer
 from models.folding import Fold, folds_of
+from models.members import member_symbols, share_streams
 from models.stochastic import Draws, attach, drawing, has_drawn, is_elementwise, walk
 
 # A tensor's place: the chain of nested-model calls that leads to it, and its symbolic tensor there.
@@ -51,11 +52,18 @@ def _mask_place(place: _Place) -> _Place:
 class Network:
     """A private copy of a Keras model whose stochastic layers draw by (seed, layer, draw)."""
 
-    def __init__(self, model: keras.Model, precision: Precision = "float32") -> None:
-        """precision: of the suffix; the layers that make the outputs stay in their own."""
+    def __init__(self, model: keras.Model, precision: Precision = "float32", members: int = 1) -> None:
+        """precision: of the suffix; the layers that make the outputs stay in their own.
+
+        members: of an ensemble, see `models.members`.
+        """
         self.model = model
         self.precision = precision
         self.stochastic_layers: list[StochasticLayer] = attach(model)
+        # The members' answers; none where the network is no ensemble.
+        self._members = [] if members == 1 else member_symbols(model, members)
+        if self._members:
+            self.stochastic_layers = share_streams(model, self._members, self.stochastic_layers)
         self._graph = _graph_of(model)
         self._drawn: dict[int, bool] = {}
         self._inputs_structure = self._graph._inputs_struct if self._graph is not None else None
@@ -98,8 +106,17 @@ class Network:
         masks = {_mask_place(place): _keras_mask(tensor) for place, tensor in found.items()}
         return found | {place: mask for place, mask in masks.items() if mask is not None}
 
-    def suffix(self, prefix: dict[_Place, tf.Tensor], draws: Draws) -> tuple[list[tf.Tensor], set[_Place]]:
-        """Run the stochastic part. Returns the flat outputs, each [rows * draws, ...], and the places it read."""
+    @property
+    def members(self) -> int:
+        return len(self._members) or 1
+
+    def suffix(
+        self, prefix: dict[_Place, tf.Tensor], draws: Draws, member: int = 0
+    ) -> tuple[list[tf.Tensor], set[_Place]]:
+        """Run the stochastic part, of an ensemble that of one member.
+
+        Returns the flat outputs, each [rows * draws, ...], and the places it read.
+        """
         with drawing(draws), self._in_precision():
             if self._graph is None:
                 folded = [fold(tensor, draws.num_draws) for tensor in prefix.values()]
@@ -110,8 +127,12 @@ class Network:
                 if _mask_place(place) in prefix:
                     tensor._keras_mask = prefix[_mask_place(place)]
             walk = _Walk(self, {place: _Value(tensor, False) for place, tensor in prefix.items()}, draws)
+            walk.skipped = {id(symbol) for number, symbol in enumerate(self._members) if number != member}
             inputs = [walk.values.get(((), id(symbol))) for symbol in self._graph.inputs]
             outputs = walk.run(self._graph, (), inputs)
+            if self._members:
+                place = (), id(self._members[member])
+                outputs = [(place, walk.values[place])]
             return [walk.folded(place, value) for place, value in outputs], walk.read
 
     @contextlib.contextmanager
@@ -120,7 +141,7 @@ class Network:
         if self.precision == "float32":
             yield
             return
-        last = _last_layers(self._graph)
+        last = _last_layers(self._members or self.model.outputs)
         layers = [layer for _, layer in walk(self.model) if layer not in last]
         policies = [layer.dtype_policy for layer in layers]
         try:
@@ -250,13 +271,13 @@ def _holders(graphs: dict[int, Any], nodes: set[int]) -> set[int]:
         found = new
 
 
-def _last_layers(graph: Any) -> list[Any]:
-    """The layers that make the graph's outputs, those inside nested models included."""
+def _last_layers(symbols: Sequence[Any]) -> list[Any]:
+    """The layers that make these symbolic outputs, those inside nested models included."""
     layers = []
-    for symbol in graph.outputs:
+    for symbol in symbols:
         operation = symbol._keras_history.operation
         nested = _graph_of(operation)
-        layers += [operation] if nested is None else _last_layers(nested)
+        layers += [operation] if nested is None else _last_layers(nested.outputs)
     return layers
 
 
@@ -280,6 +301,8 @@ class _Walk:
         self._draws = draws
         self._tiled: dict[_Place, tf.Tensor] = {}
         self.read: set[_Place] = set()
+        # Ids of the symbolic tensors that are not to be computed.
+        self.skipped: set[int] = set()
 
     def run(self, graph: Any, scope: tuple[int, ...], inputs: Sequence[_Value | None]) -> list[tuple[_Place, Any]]:
         """Compute what can be computed; returns (place, value) of the graph's outputs, value None where unknown."""
@@ -288,7 +311,7 @@ class _Walk:
                 self.values.setdefault((scope, id(symbol)), value)
         for number, node in enumerate(_nodes(graph)):
             places = [(scope, id(symbol)) for symbol in node.outputs]
-            if all(place in self.values for place in places):
+            if all(place in self.values for place in places) or not self.skipped.isdisjoint(map(id, node.outputs)):
                 continue
             known = all((scope, id(symbol)) in self.values for symbol in node.input_tensors)
             nested = _graph_of(node.operation)

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from training.datasets import Dataset
+from training.ensemble import fit_members
 from training.evaluation import evaluate
 from training.fit import fit
 from training.progress import Reporter
@@ -34,10 +35,18 @@ class Variant:
         return {"name": self.name, **rates, **self.metrics}
 
 
-def fit_variant(name: str, recipe: Recipe, data: Dataset, rows: Split, seed: int, reporter: Reporter) -> Variant:
-    """Fit on the training rows, judge on the test rows."""
-    with reporter.epochs(f"{data.name}, {name}", recipe.epochs) as on_epoch:
-        fitted = fit(data, rows.train, recipe, seed=seed, on_epoch=on_epoch, watch=rows.calibration)
+def fit_variant(
+    name: str, recipe: Recipe, data: Dataset, rows: Split, seed: int, reporter: Reporter, members: int = 1
+) -> Variant:
+    """Fit on the training rows, judge on the test rows. members: of an ensemble; 1 for a single network."""
+    epochs = recipe.epochs * (1 if members == 1 or recipe.architecture == "dense" else members)
+    with reporter.epochs(f"{data.name}, {name}", epochs) as on_epoch:
+        if members == 1:
+            fitted = fit(data, rows.train, recipe, seed=seed, on_epoch=on_epoch, watch=rows.calibration)
+        else:
+            fitted = fit_members(
+                data, rows.train, recipe, members, seed=seed, on_epoch=on_epoch, watch=rows.calibration
+            )
     metrics = evaluate(fitted.model, data, rows.test)
     return Variant(name, recipe, fitted.model, fitted.losses, fitted.watched_losses, metrics)
 

@@ -21,7 +21,7 @@ from training.recipes import Recipe
 MOST_ENCODED_BYTES = 2**29
 
 # Watched rows at most: they show where the held-out loss turns, and cost a pass each epoch.
-_WATCHED = 10_000
+WATCHED_ROWS = 10_000
 
 # Called after each epoch with its number, from 1, and its mean training loss.
 OnEpoch = Callable[[int, float], None]
@@ -78,7 +78,7 @@ def fit(
     watched: list[float] = []
     callbacks = [] if on_epoch is None else [report(on_epoch)]
     if watch is not None:
-        rows = watch[:_WATCHED]
+        rows = watch[:WATCHED_ROWS]
         callbacks.append(_watch(network, loss(data), network_input(rows), target[rows], watched))
     history = network.fit(
         batches(network_input(train_rows), target[train_rows], recipe.batch_size, seed),

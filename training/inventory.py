@@ -68,7 +68,7 @@ def document(item: Item) -> dict[str, Any]:
     del entry["manifest"]
     if item.manifest is None:
         return entry
-    kept = ("created", "stochastic_layers", "num_samples", "seed", "metrics", "training_data")
+    kept = ("created", "stochastic_layers", "num_samples", "seed", "metrics", "training_data", "members")
     return (
         entry
         | {key: item.manifest.model_dump(mode="json")[key] for key in kept}
@@ -93,9 +93,10 @@ def _described(manifest: Manifest | None) -> tuple[str, str, str, str]:
         f"{layer.kind} {' '.join(str(value) for value in layer.settings.values())}"
         for layer in manifest.stochastic_layers
     )
+    ensemble = [f"in each of {manifest.members} members:"] if manifest.members > 1 else []
     return (
         "\n".join(output.task for output in manifest.outputs),
-        "\n".join(f"{count} {layer}" for layer, count in layers.items()),
+        "\n".join([*ensemble, *(f"{count} {layer}" for layer, count in layers.items())]),
         "\n".join(f"{name} {value:.3g}" for name, value in manifest.metrics.get("test", {}).items()),
         manifest.created[:10],
     )

@@ -57,6 +57,8 @@ class Evidence:
     # Of the draws, not of the training.
     seed: int
     training_seed: int
+    # Networks of the ensemble; 1: none.
+    members: int = 1
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,10 @@ def plain_words(evidence: Evidence, drawn: Drawn) -> str:
     """One paragraph for somebody who will never read the rest; it claims no difference that the rows do not show."""
     data, count = evidence.data, len(evidence.rows.test)
     metrics, constant = evidence.variants[0].metrics, evidence.constant_metrics
-    said = [f"This network was trained on {evidence.training_data.train_rows:,} rows of {data.name} to "]
+    count_trained = f"{evidence.training_data.train_rows:,} rows of {data.name}"
+    said = [f"This network was trained on {count_trained} to "]
+    if evidence.members > 1:
+        said = [f"These {evidence.members} networks answer together, and were each trained on {count_trained} to "]
     half = len(drawn.rows) // 2
     order = np.argsort(drawn.doubt, kind="stable")
     certain, uncertain = order[:half], order[len(order) - half :]
@@ -408,6 +413,8 @@ def settings(evidence: Evidence) -> Section:
         ["SHA-256 of the data", described_data.sha256],
     ]
     recipe = {**asdict(evidence.variants[0].recipe), "training seed": evidence.training_seed}
+    if evidence.members > 1:
+        recipe["members of the ensemble"] = evidence.members
     recipe |= {"draws": evidence.num_samples, "seed of the draws": evidence.seed}
     return Section(
         "Data and settings",

@@ -56,7 +56,7 @@ def train(plan: Plan, reporter: Reporter) -> Published:
         plan = learned(plan, rows, reporter)
     plan, chosen, collapsed = fit_alive(plan, rows, reporter)
     beside = [
-        fit_variant(name, recipe, data, rows, plan.seed, reporter)
+        fit_variant(name, recipe, data, rows, plan.seed, reporter, plan.members)
         for name, recipe in (alternatives(plan.recipe).items() if plan.compare else ())
     ]
     constant_metrics = evaluate_constant(data, rows.train, rows.test)
@@ -71,6 +71,7 @@ def train(plan: Plan, reporter: Reporter) -> Published:
         num_samples=plan.num_samples,
         seed=DEFAULT_SEED,
         training_seed=plan.seed,
+        members=plan.members,
     )
     with reporter.step(f"publishing {plan.name}"):
         folder = publish(
@@ -90,10 +91,12 @@ def train(plan: Plan, reporter: Reporter) -> Published:
                 **asdict(plan.recipe),
                 "seed": plan.seed,
                 "concrete": plan.concrete,
+                "members": plan.members,
                 "final_loss": chosen.losses[-1],
                 "comparison": [variant.summary() for variant in beside],
             },
             num_samples=plan.num_samples,
+            members=plan.members,
             report=lambda folder, manifest: model_report.html(evidence, folder, manifest),
         )
         tag = import_artifact(folder)
@@ -117,7 +120,7 @@ def fit_alive(plan: Plan, rows: Split, reporter: Reporter) -> tuple[Plan, Varian
     Returns the plan with the seed that was used, the network, and whether none of `plan.tries` seeds gave another.
     """
     for seed in range(plan.seed, plan.seed + plan.tries):
-        chosen = fit_variant(place(plan.recipe), plan.recipe, plan.data, rows, seed, reporter)
+        chosen = fit_variant(place(plan.recipe), plan.recipe, plan.data, rows, seed, reporter, plan.members)
         looked_at = rows.train[:LOOKED_AT]
         collapsed = is_constant(answers(chosen.model, plan.data, looked_at), plan.data, looked_at)
         if not collapsed:

@@ -15,6 +15,9 @@ from training.datasets import DATASETS, Dataset, check_known, load
 from training.errors import InputError
 from training.recipes import Recipe, changed, recipe_of
 
+# Networks of an ensemble at most: five do nearly all that more would, and each one is stored.
+MAX_MEMBERS = 50
+
 
 class TargetError(InputError):
     def __init__(self, target: str, data: Dataset) -> None:
@@ -37,6 +40,11 @@ class NothingStochastic(InputError):
 class ReportError(InputError):
     def __init__(self, path: Path, found: str) -> None:
         super().__init__(f"--report {path}: {found}; wanted a file that can be written")
+
+
+class EnsembleError(InputError):
+    def __init__(self, members: int) -> None:
+        super().__init__(f"--ensemble {members}: wanted 2 to {MAX_MEMBERS} members")
 
 
 class RepositoryError(InputError):
@@ -63,6 +71,8 @@ class Plan:
     calibration: CalibrationSettings = AS_USUAL
     # Seeds to try while the network comes out as one answer to every row.
     tries: int = 1
+    # Networks of the published ensemble; 1: no ensemble.
+    members: int = 1
 
 
 def plan(
@@ -81,13 +91,18 @@ def plan(
     compare: bool = False,
     concrete: bool = False,
     calibration: CalibrationSettings = AS_USUAL,
+    ensemble: int | None = None,
 ) -> Plan:
     """Check the request and load its data. None stands for the data set's default.
 
     data: a data set's name, a CSV or Parquet file, or a folder of images.
+    ensemble: its members.
     types: as `training.tables.ColumnType.parse` reads them.
     Raises InputError or ArtifactError (the model's name), with nothing written.
     """
+    members = 1 if ensemble is None else ensemble
+    if ensemble is not None and not 2 <= ensemble <= MAX_MEMBERS:
+        raise EnsembleError(ensemble)
     name = check_name(default_name(data) if name is None else name)
     check_writable(repository / name)
     loaded = dataset(data, target, types, task)
@@ -95,7 +110,7 @@ def plan(
     chosen = changed(recipe_of(loaded), visible_dropout=visible_dropout, hidden_dropout=hidden_dropout, epochs=epochs)
     if not chosen.is_stochastic:
         raise NothingStochastic(data)
-    return Plan(loaded, name, repository, chosen, seed, num_samples, compare, concrete, calibration)
+    return Plan(loaded, name, repository, chosen, seed, num_samples, compare, concrete, calibration, members)
 
 
 def dataset(data: str, target: str | None = None, types: Sequence[str] = (), task: Task | None = None) -> Dataset:

@@ -63,7 +63,7 @@ def document(published: Published) -> dict[str, Any]:
     kept = {"name", "version", "num_samples", "seed", "stochastic_layers", "metrics", "training_data", "training"}
     manifest = published.manifest
     features = [feature for item in manifest.inputs for feature in item.features or ()]
-    return manifest.model_dump(mode="json", include=kept) | {
+    return manifest.model_dump(mode="json", include=kept | {"members"}) | {
         "task": manifest.outputs[0].task,
         "labels": manifest.outputs[0].labels,
         "columns": [feature.model_dump(mode="json", include={"name", "kind", "nullable"}) for feature in features],
@@ -88,9 +88,13 @@ def sentences(published: Published) -> str:
         if published.collapsed
         else ""
     )
+    members = ""
+    if manifest.members > 1:
+        members = f"An ensemble of {manifest.members} networks: they draw in turn; dropout off, their mean answers.\n"
     return warning + (
         f"Published {manifest.name} {manifest.version} in {published.folder}, "
         f"and in BentoML's store as {published.bento_tag}.\n"
+        f"{members}"
         f"{data.train_rows} rows trained it, {data.calibration_rows} calibrate it, {data.test_rows} test it.\n"
         f"{calibration}"
     )
