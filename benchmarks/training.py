@@ -6,7 +6,6 @@
     python -m benchmarks.training sonar [--repeats 1]        the best that is reachable on Sonar, nested
     python -m benchmarks.training peers [--data wine]        nested folds, against the best of four scikit-learn models
     python -m benchmarks.training ensembles                  one net against five that take turns, with as many draws
-
     python -m benchmarks.training table [--rows 1000000]     memory that a Parquet file of 30 columns takes to train
 
 Each ends with a line for what it is held to: met or missed.
