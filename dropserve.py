@@ -141,6 +141,9 @@ def train(
         bool, typer.Option("--concrete", help="Learn the rates (Concrete Dropout) where the recipe has dropout.")
     ] = False,
     ensemble: Ensemble = None,
+    heteroscedastic: Annotated[
+        bool, typer.Option("--heteroscedastic", help="Regression: learn each row's own noise beside its mean.")
+    ] = False,
     sets: SetsOption = "lac",
     max_error: MaxError = None,
     confidence: Confidence = 0.95,
@@ -167,6 +170,7 @@ def train(
         compare=compare,
         concrete=concrete,
         ensemble=ensemble,
+        heteroscedastic=heteroscedastic,
         calibration=CalibrationSettings(sets, max_error, confidence, cost_ratio),
         repository=repository,
     )

@@ -79,6 +79,7 @@ def publish(
     labels: list[str] | None = None,
     features: list[Feature] | None = None,
     unit: str | None = None,
+    has_noise: bool = False,
     examples: list[Any] | None = None,
     holdout: Holdout | KnownRows | None = None,
     calibration_settings: CalibrationSettings = AS_USUAL,
@@ -98,6 +99,7 @@ def publish(
 
     features: the columns of the model's single input [N, F], or of its inputs [N], one each, in order; the model is
         then a table's.
+    has_noise: the model's two columns are a target's mean and the standard deviation of its noise, in its unit.
     examples: rows in the JSON form of `instances`; made up where absent.
     holdout: held-out rows: the draws are calibrated on them; they give figures under "calibration" beside `metrics`,
         and examples where there are none.
@@ -119,7 +121,15 @@ def publish(
         inputs = _inputs(network.model, features)
         specs = [tf.TensorSpec([None, *item.shape], item.dtype, name=item.name) for item in inputs]
         engine = Engine(
-            network, specs, task=task, labels=labels, unit=unit, num_samples=num_samples, seed=seed, masks=masks
+            network,
+            specs,
+            task=task,
+            labels=labels,
+            unit=unit,
+            num_samples=num_samples,
+            seed=seed,
+            masks=masks,
+            has_noise=has_noise,
         )
         measured = dict(metrics or {})
         learned = None

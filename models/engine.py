@@ -49,6 +49,7 @@ class Engine:
         num_samples: int = DEFAULT_NUM_SAMPLES,
         seed: int = DEFAULT_SEED,
         masks: Masks = "independent",
+        has_noise: bool = False,
     ) -> None:
         self.network = network
         self.input_specs = list(input_specs)
@@ -58,7 +59,7 @@ class Engine:
         self.heads: list[Head] = []
         # How far a row lies from known ones; None until they are known.
         self.novelty: Novelty | None = None
-        self._plan(task, labels, unit)
+        self._plan(task, labels, unit, has_noise)
         self._keep_masks()
         self._suffix = self._suffix_function()
         self._deterministic = operation_by_operation(network.deterministic, self.input_specs)
@@ -183,7 +184,7 @@ class Engine:
 
     # How it is done.
 
-    def _plan(self, task: Task | None, labels: list[str] | None, unit: str | None) -> None:
+    def _plan(self, task: Task | None, labels: list[str] | None, unit: str | None, has_noise: bool) -> None:
         """One dry pass: which tensors of the prefix the suffix reads, the noise it asks for, the outputs' shapes."""
         read: list[Any] = []
         # Of every member.
@@ -210,7 +211,7 @@ class Engine:
         self._static_noise = all(noise.is_static for noise in self.noises)
         if any(own != shapes[0] for own in shapes) or (self._static_noise and any(own != asked[0] for own in asked)):
             raise ArtifactError(f"model {self.network.model.name!r}: its members are not of one architecture")
-        self.heads = heads_of(self.network, shapes[0], task, labels, unit, self.input_specs)
+        self.heads = heads_of(self.network, shapes[0], task, labels, unit, self.input_specs, has_noise)
         self._draw_shapes = [head.draw_shape for head in self.heads]
 
     def _keep_masks(self) -> None:

@@ -260,13 +260,23 @@ def heads_of(
     labels: list[str] | None,
     unit: str | None,
     specs: Sequence[tf.TensorSpec],
+    has_noise: bool = False,
 ) -> list[Head]:
     """The heads of a network's outputs, `shapes` without the rows' axis.
+
+    has_noise: the single output is a regression's mean and the standard deviation of its noise.
 
     Raises ArtifactError where the outputs and what is said of them do not fit together.
     """
     names = network.output_names()
     several = len(names) > 1
+    if has_noise:
+        if several or tuple(shapes[0]) != (2,):
+            raise ArtifactError(
+                f"outputs {', '.join(names)}: wanted one of two columns, a mean and its noise's deviation"
+            )
+        output = ModelOutput(name=names[0], task="regression", shape=[], unit=unit, has_aleatoric=True)
+        return [Head(output, "identity", False, False, has_noise=True)]
     known = [_activation(symbol) for symbol in network.model.outputs] if network.is_split else [None] * len(names)
     looks = ["linear"] * len(names)
     if None in known and task != "regression":

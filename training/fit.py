@@ -74,12 +74,19 @@ def fit(
 
     steps = -(-len(train_rows) // recipe.batch_size)
     # Many steps in one call of the graph: a step of these nets costs less than its Python.
-    network.compile(optimizer=optimizer(recipe), loss=loss(data), steps_per_execution=steps, jit_compile=False)
+    network.compile(
+        optimizer=optimizer(recipe),
+        loss=loss(data, recipe.heteroscedastic),
+        steps_per_execution=steps,
+        jit_compile=False,
+    )
     watched: list[float] = []
     callbacks = [] if on_epoch is None else [report(on_epoch)]
     if watch is not None:
         rows = watch[:WATCHED_ROWS]
-        callbacks.append(_watch(network, loss(data), network_input(rows), target[rows], watched))
+        callbacks.append(
+            _watch(network, loss(data, recipe.heteroscedastic), network_input(rows), target[rows], watched)
+        )
     history = network.fit(
         batches(network_input(train_rows), target[train_rows], recipe.batch_size, seed),
         epochs=recipe.epochs,
@@ -118,7 +125,21 @@ def batches(x: list[NDArray[Any]], y: NDArray[np.float32], batch_size: int, seed
     return numbers.batch(batch_size).repeat().map(gather)
 
 
-def loss(data: Dataset) -> keras.losses.Loss:
+class BetaNll(keras.losses.Loss):
+    """Gaussian likelihood of a mean and a standard deviation [n, 2], each row weighted by the latter:
+    rows that seem noisy are learned from still (Seitzer et al. 2022, eq. 5, beta = 0.5).
+    """
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        variance = keras.ops.square(y_pred[:, 1])
+        distance = keras.ops.square(keras.ops.reshape(y_true, (-1,)) - y_pred[:, 0])
+        weight = keras.ops.stop_gradient(y_pred[:, 1])
+        return weight * 0.5 * (keras.ops.log(variance) + distance / variance)
+
+
+def loss(data: Dataset, heteroscedastic: bool = False) -> keras.losses.Loss:
+    if heteroscedastic:
+        return BetaNll(name="beta_nll")
     if data.task == "regression":
         return keras.losses.MeanSquaredError()
     return keras.losses.BinaryCrossentropy() if len(data.labels) == 2 else keras.losses.SparseCategoricalCrossentropy()

@@ -17,6 +17,8 @@ from training.recipes import Recipe
 SMALL_SIDE = 8
 # Feature maps of the first convolution, and of those behind it.
 FILTERS = (32, 64)
+# Of a noise's standard deviation, in those of the training target.
+LEAST_NOISE = 1e-3
 
 
 def build(data: Dataset, train_rows: NDArray[np.int64], recipe: Recipe) -> keras.Model:
@@ -38,9 +40,15 @@ def answer(encoded: Any, data: Dataset, recipe: Recipe) -> Any:
     """The recipe's layers on rows that the preprocessor encoded: a probability or a standardised target.
 
     Binary classification: one sigmoid unit, the probability of `labels[1]`; more classes: a softmax over them;
-    regression: one linear unit, in standard deviations of the training target from its mean.
+    regression: one linear unit, in standard deviations of the training target from its mean; heteroscedastic: beside it
+    the standard deviation of the row's noise, in the same.
     """
     hidden = {"dense": dense, "convolutional": convolutional}[recipe.architecture](encoded, recipe)
+    if data.task == "regression" and recipe.heteroscedastic:
+        mean = keras.layers.Dense(1, name="mean")(hidden)
+        std = keras.layers.Dense(1, activation="softplus", name="noise")(hidden)
+        std = keras.layers.Rescaling(1.0, offset=LEAST_NOISE, name="least_noise")(std)
+        return keras.layers.Concatenate(name="output")([mean, std])
     if data.task == "regression":
         return keras.layers.Dense(1, name="output")(hidden)
     if len(data.labels) == 2:
@@ -99,5 +107,9 @@ def max_norm(recipe: Recipe) -> keras.constraints.MaxNorm | None:
 
 def in_target_units(network: keras.Model, mean: float, scale: float) -> keras.Model:
     """A regression network on the standardised target, with its answer taken back to the target's own unit."""
-    output = keras.layers.Rescaling(scale=scale, offset=mean, name="target_scaling")(network.output)
+    columns = network.output.shape[-1]
+    scaling: dict[str, Any] = {"scale": scale, "offset": mean}
+    if columns == 2:
+        scaling = {"scale": [scale, scale], "offset": [mean, 0.0]}
+    output = keras.layers.Rescaling(**scaling, name="target_scaling")(network.output)
     return keras.Model(network.input, output, name=network.name)

@@ -27,6 +27,10 @@ from training.splits import Split, split
 LOOKED_AT = 10_000
 
 
+# How model.keras reads where it has a variance head.
+NOISY_OUTPUT = "column 0: the mean; column 1: the standard deviation of the row's noise; both in the target's unit"
+
+
 @dataclass(frozen=True)
 class Published:
     """What one `dropserve train` left behind."""
@@ -80,6 +84,7 @@ def train(plan: Plan, reporter: Reporter) -> Published:
             repository=plan.repository,
             task=data.task,
             labels=list(data.labels) or None,
+            has_noise=plan.recipe.heteroscedastic,
             features=data.features(rows.train),
             examples=data.instances(example_rows(data, rows)),
             holdout=KnownRows(data.tensors(rows.calibration), [data.y[rows.calibration]]),
@@ -92,6 +97,7 @@ def train(plan: Plan, reporter: Reporter) -> Published:
                 "seed": plan.seed,
                 "concrete": plan.concrete,
                 "members": plan.members,
+                **({"network_output": NOISY_OUTPUT} if plan.recipe.heteroscedastic else {}),
                 "final_loss": chosen.losses[-1],
                 "comparison": [variant.summary() for variant in beside],
             },

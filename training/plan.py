@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models.calibration_settings import AS_USUAL, CalibrationSettings
@@ -45,6 +45,11 @@ class ReportError(InputError):
 class EnsembleError(InputError):
     def __init__(self, members: int) -> None:
         super().__init__(f"--ensemble {members}: wanted 2 to {MAX_MEMBERS} members")
+
+
+class NoNoise(InputError):
+    def __init__(self, name: str, found: str = "a classification") -> None:
+        super().__init__(f"--heteroscedastic: {name}, {found}; wanted a regression, whose target may have noise")
 
 
 class RepositoryError(InputError):
@@ -90,6 +95,7 @@ def plan(
     epochs: int | None = None,
     compare: bool = False,
     concrete: bool = False,
+    heteroscedastic: bool = False,
     calibration: CalibrationSettings = AS_USUAL,
     ensemble: int | None = None,
 ) -> Plan:
@@ -108,6 +114,11 @@ def plan(
     loaded = dataset(data, target, types, task)
     calibration.check_task(loaded.task == "classification")
     chosen = changed(recipe_of(loaded), visible_dropout=visible_dropout, hidden_dropout=hidden_dropout, epochs=epochs)
+    if heteroscedastic and loaded.task != "regression":
+        raise NoNoise(data)
+    if heteroscedastic and (concrete or compare or ensemble is not None):
+        raise NoNoise(data, "together with --concrete, --compare or --ensemble")
+    chosen = replace(chosen, heteroscedastic=heteroscedastic)
     if not chosen.is_stochastic:
         raise NothingStochastic(data)
     return Plan(loaded, name, repository, chosen, seed, num_samples, compare, concrete, calibration, members)

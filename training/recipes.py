@@ -35,6 +35,8 @@ class Recipe:
     epochs: int
     # Rows a step.
     batch_size: int
+    # Regression: whether the net learns each row's noise beside its mean.
+    heteroscedastic: bool = False
 
     def __post_init__(self) -> None:
         for which, rate in (("visible", self.visible_dropout), ("hidden", self.hidden_dropout)):
