@@ -510,3 +510,31 @@ def test_a_file_that_holds_no_named_arrays_is_refused(command, desk):
     for content in (b"", b"text", buffer.getvalue(), good[: len(good) // 2], good[:-1]):
         (desk / "wrong.npz").write_bytes(content)
         refused(command, desk, *options, reason="wrong.npz: .*wanted what numpy.savez wrote")
+
+
+def test_a_promised_error_is_kept_or_everything_is_withheld_with_the_reason(command, desk):
+    rows = ("--calibration", "rows.npz")
+    code, output, error = command("net.keras", "--name", "promise", *rows, "--max-error", 0.02)
+    assert (code, error) == (0, "")
+    assert "at least 149 confident ones, all right, are wanted" in " ".join(output.split())
+    calibration = verify(desk / "artifacts" / "promise" / "1").calibration
+    assert calibration is not None
+    [output_calibration] = calibration.outputs.values()
+    assert output_calibration.abstention is not None
+    assert output_calibration.abstention.answered_share == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (["--max-error", 0.02], "found without rows to learn from"),
+        (["--calibration", "rows.npz", "--max-error", 1.5], "max-error 1.5: wanted a share"),
+        (["--calibration", "rows.npz", "--cost-ratio", 0.5], "cost-ratio 0.5: wanted a number above 1"),
+    ],
+)
+def test_promises_that_cannot_be_made_are_refused_in_one_line(command, desk, options, found):
+    code, _, error = command("net.keras", "--name", "no-promise", *options)
+    assert code == 2
+    assert error.count("\n") == 1
+    assert found in error
+    assert not (desk / "artifacts" / "no-promise").exists()
