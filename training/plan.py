@@ -121,7 +121,7 @@ def plan(
     chosen = replace(chosen, heteroscedastic=heteroscedastic)
     if not chosen.is_stochastic:
         raise NothingStochastic(data)
-    return Plan(loaded, name, repository, chosen, seed, num_samples, compare, concrete, calibration, members)
+    return Plan(loaded, name, repository, chosen, seed, num_samples, compare, concrete, calibration, members=members)
 
 
 def dataset(data: str, target: str | None = None, types: Sequence[str] = (), task: Task | None = None) -> Dataset:
