@@ -130,7 +130,7 @@ class Head:
             return {self.output.prefix + name: value for name, value in answers.items()}
         std = statistics.standard_deviation(moments, num_draws)
         if self.is_classification:
-            lower, upper = statistics.central_interval(moments.first, (0.0, 1.0))
+            lower, upper = statistics.central_interval(moments.first, num_draws, (0.0, 1.0))
             predictive = statistics.entropy(moments.mean, self.binary)
             expected = moments.entropy / tf.cast(num_draws, tf.float32)
             if self.binary:
@@ -147,7 +147,7 @@ class Head:
             }
         else:
             infinity = float("inf")
-            lower, upper = statistics.central_interval(moments.first, (-infinity, infinity))
+            lower, upper = statistics.central_interval(moments.first, num_draws, (-infinity, infinity))
             answers = {
                 "mean": moments.mean,
                 "epistemic_std": std,

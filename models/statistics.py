@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 # Quantiles are read from the first draws only, so that memory stays bounded however many draws are asked for.
@@ -14,6 +15,7 @@ INTERVAL_COVERAGE = 0.9
 # Its ends. A little outside of 5 % and 95 %: there the distribution of 100 draws with next to no noise is flat, and its
 # quantile would be anything between two draws.
 INTERVAL_LEVELS = (0.05 - 2e-5, 0.95 + 2e-5)
+_TAIL = (1 - INTERVAL_COVERAGE) / 2
 # Fewer draws cannot show the 5 % and 95 % quantiles.
 MIN_QUANTILE_DRAWS = 20
 
@@ -71,26 +73,53 @@ def standard_deviation(moments: Moments, num_draws: tf.Tensor | int) -> tf.Tenso
     return tf.sqrt(moments.squares / tf.cast(num_draws - 1, tf.float32))
 
 
-def central_interval(first: tf.Tensor, widest: tuple[float, float]) -> tuple[tf.Tensor, tf.Tensor]:
-    """The 5 % and 95 % quantiles over axis 1 of [rows, draws, ...], linearly interpolated.
+def central_interval(
+    first: tf.Tensor, num_draws: tf.Tensor | int, widest: tuple[float, float]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The 5 % and 95 % quantiles over axis 1 of the first of `num_draws` draws, [rows, draws, ...], interpolated.
 
     With fewer than MIN_QUANTILE_DRAWS draws the tails are unknown: then the widest possible interval.
+    A number of draws that is known while the graph is made leaves a dozen operations out of it.
     """
+    last = first if first.shape.rank == 2 else tf.transpose(first, [0, *range(2, first.shape.rank), 1])
+    if isinstance(num_draws, int):
+        return _known_interval(last, min(num_draws, QUANTILE_DRAWS), widest)
     count = tf.shape(first)[1]
-    rank = tf.cast(count - 1, tf.float32) * ((1 - INTERVAL_COVERAGE) / 2)
+    rank = tf.cast(count - 1, tf.float32) * _TAIL
     whole = tf.floor(rank)
     weight = rank - whole
     outer = tf.cast(whole, tf.int32)
     inner = tf.minimum(outer + 1, count - 1)
-    last = first if first.shape.rank == 2 else tf.transpose(first, [0, *range(2, first.shape.rank), 1])
-    # One partial sort for both tails: the largest of -x are the smallest of x.
-    tails = tf.math.top_k(tf.stack([-last, last]), inner + 1, sorted=True).values
+    tails = _tails(last, inner + 1)
     ends = tf.gather(tails, tf.stack([outer, inner]), axis=-1)
     quantiles = ends[..., 0] + (ends[..., 1] - ends[..., 0]) * weight
     enough = count >= MIN_QUANTILE_DRAWS
     lower = tf.where(enough, -quantiles[0], widest[0])
     upper = tf.where(enough, quantiles[1], widest[1])
     return lower, upper
+
+
+def _known_interval(last: tf.Tensor, count: int, widest: tuple[float, float]) -> tuple[tf.Tensor, tf.Tensor]:
+    """`central_interval` of [..., draws] with `count` draws."""
+    if count < MIN_QUANTILE_DRAWS:
+        shape = tf.shape(last)[:-1]
+        return tf.fill(shape, widest[0]), tf.fill(shape, widest[1])
+    # In float32, as the graph of an unknown number has it.
+    rank = float(np.float32(count - 1) * np.float32(_TAIL))
+    outer = int(rank)
+    inner = min(outer + 1, count - 1)
+    tails = _tails(last, inner + 1)
+    far, near = tails[..., outer], tails[..., inner]
+    quantiles = far + (near - far) * (rank - outer)
+    return -quantiles[0], quantiles[1]
+
+
+def _tails(last: tf.Tensor, count: tf.Tensor | int) -> tf.Tensor:
+    """The `count` outermost of [..., draws] at both ends, negated at the lower one: [2, ..., count].
+
+    One partial sort for both: the largest of -x are the smallest of x.
+    """
+    return tf.math.top_k(tf.stack([-last, last]), count, sorted=True).values
 
 
 def known_tails(first: tf.Tensor, quantiles: Callable[[], tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
