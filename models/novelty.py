@@ -26,6 +26,8 @@ _MOST_AXES, _MOST_NUMBERS = 64, 200_000
 _ROWS_PER_AXIS = 5
 # Least deviation of a feature, as a share of a usual one's: a unit that was never on is a strong sign, no infinite one.
 _LEAST_DEVIATION = 0.1
+# An offset beyond this is no farther: squares of thousands of them still add up in float32.
+_FARTHEST = 1e15
 # Least variance off the main axes, as a share of all.
 _LEAST_RESIDUAL = 1e-3
 
@@ -81,7 +83,7 @@ class Novelty:
 
     def of(self, features: tf.Tensor) -> tf.Tensor:
         """The distance of rows [N, D]: [N], 1 is the median of the known rows."""
-        offset = (features - self.centre) * self.weights
+        offset = tf.clip_by_value((features - self.centre) * self.weights, -_FARTHEST, _FARTHEST)
         squares = tf.reduce_sum(tf.square(offset), axis=1)
         # Along a main axis a deviation counts for less.
         less = tf.reduce_sum(tf.square(tf.matmul(offset, self.axes)) * self.along, axis=1)

@@ -121,11 +121,13 @@ def train(plan: Plan, reporter: Reporter) -> Published:
 
 
 def fit_alive(plan: Plan, rows: Split, reporter: Reporter) -> tuple[Plan, Variant, bool]:
-    """The plan's network, with the next seed instead where it answers the same to every training row.
+    """The plan's network, with the next seeds instead where it answers the same to every training row.
 
     Returns the plan with the seed that was used, the network, and whether none of `plan.tries` seeds gave another.
     """
-    for seed in range(plan.seed, plan.seed + plan.tries):
+    for attempt in range(plan.tries):
+        # An ensemble's members have the seeds that follow its own.
+        seed = (plan.seed + attempt * plan.members) % 2**32
         chosen = fit_variant(place(plan.recipe), plan.recipe, plan.data, rows, seed, reporter, plan.members)
         looked_at = rows.train[:LOOKED_AT]
         collapsed = is_constant(answers(chosen.model, plan.data, looked_at), plan.data, looked_at)

@@ -39,6 +39,14 @@ def test_what_leaves_the_rows_subspace_is_seen():
     assert of(known, off).min() > 3 * of(known, rows).max()
 
 
+def test_it_is_a_finite_number_however_far_away():
+    known = novelty.Novelty(np.random.default_rng(0).normal(size=(200, 3)))
+    far = [[1e6, 0, 0], [1e38, -1e38, 1e38], [np.inf, 0, -np.inf]]
+    near, *farthest = of(known, np.array(far, np.float32))
+    assert np.isfinite(farthest).all()
+    assert 1e5 < near < min(farthest)
+
+
 def test_digits_are_told_from_noise_strokes_and_blank_images():
     random = np.random.default_rng(0)
     images = load_digits().data
