@@ -104,7 +104,8 @@ def finite_outputs(arrays: Arrays, names: Sequence[str] = ()) -> Arrays:
     """
     for name in names:
         if name not in arrays:
-            raise InvalidField(f"output {quote(name)}", "an unknown output", f"one of {choices(arrays)}")
+            known = choices(sorted(arrays), limit=16)
+            raise InvalidField(f"output {quote(name)}", "an unknown output", f"one of {known}")
     return {name: finite(arrays[name], ends=name.endswith(_ENDS)) for name in names or arrays}
 
 

