@@ -14,6 +14,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.model_selection import KFold
 
 from models.contract import Temperature
+from models.reliability import expected_calibration_error
 from models.statistics import SMALLEST_NORMAL
 
 Array = NDArray[Any]
@@ -29,7 +30,6 @@ LOG_BOUND = float(np.log(4.0))
 # Standard deviation of log T before any row is seen. On a few dozen rows, all right or nearly so, the likelihood alone
 # runs to T = 0, and one wrong row that nobody held out then costs everything; a few hundred rows outweigh it.
 LOG_PRIOR = 0.5
-_ECE_BINS = 15
 
 
 def fit(draws: Array, classes: Array) -> tuple[Temperature, str | None]:
@@ -110,11 +110,3 @@ def nll(probabilities: Array, classes: Array) -> float:
     """Mean negative log-likelihood, nats."""
     chosen = np.take_along_axis(probabilities, classes[:, None], axis=1)
     return float(-np.log(np.maximum(chosen, SMALLEST_NORMAL)).mean())
-
-
-def expected_calibration_error(probabilities: Array, classes: Array) -> float:
-    """|accuracy - confidence| over 15 bins of the confidence, of equal width, weighted by rows (Naeini et al. 2015)."""
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == classes
-    bins = np.minimum((confidence * _ECE_BINS).astype(np.int64), _ECE_BINS - 1)
-    gaps = np.bincount(bins, weights=right - confidence, minlength=_ECE_BINS)
-    return float(np.abs(gaps).sum() / len(classes))

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
+from models import reliability
 from models.contract import ModelOutput, OutputCalibration, Temperature
-from training import outliers, predictive, reliability, scores
+from training import outliers, predictive, scores
 from training.artifact_answers import Answers, Artifact
 from training.bootstrap import Bounds, intervals
 from training.errors import InputError

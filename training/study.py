@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.contract import Task
+from models.reliability import expected_calibration_error
 from training import scores
 from training.collapse import is_constant
 from training.datasets import Dataset
@@ -20,7 +21,6 @@ from training.errors import InputError
 from training.folds import Index, Job, OnProgress, Outcome, dense, fit_jobs, inner_folds, repeated_folds
 from training.paired import Interval, corrected_interval
 from training.recipes import Recipe, changed
-from training.reliability import expected_calibration_error
 
 Mode = Literal["deterministic", "monte_carlo"]
 MODES: tuple[Mode, ...] = ("deterministic", "monte_carlo")

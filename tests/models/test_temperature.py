@@ -8,6 +8,7 @@ from scipy.special import softmax
 from sklearn.metrics import log_loss
 
 from models import temperature
+from models.reliability import expected_calibration_error
 
 
 def made_up(rows: int, sharpness: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -83,4 +84,4 @@ def test_calibration_error_by_hand():
     classes = np.array([0, 1, 1, 1])
     # Bins of a fifteenth: the two of 0.9 with accuracy 1/2; 0.55 and 0.8, each right.
     expected = (2 * abs(0.5 - 0.9) + abs(1 - 0.55) + abs(1 - 0.8)) / 4
-    assert temperature.expected_calibration_error(probabilities, classes) == pytest.approx(expected)
+    assert expected_calibration_error(probabilities, classes) == pytest.approx(expected)

@@ -6,7 +6,7 @@ from mapie.metrics.calibration import expected_calibration_error as mapie_error
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
-from training.reliability import (
+from models.reliability import (
     BRIER_BINS,
     adaptive_calibration_error,
     adaptive_curve,
