@@ -8,23 +8,11 @@ from models.contract import Calibration, Manifest, ModelOutput
 from serving import answers
 from serving.errors import InvalidRequest
 from serving.prediction_sets import PredictionSets
+from tests.serving.manifests import made_up_manifest
 
 
 def manifest(*outputs: ModelOutput) -> Manifest:
-    return Manifest(
-        name="some",
-        version=1,
-        created="2026-01-01T00:00:00+00:00",
-        inputs=[],
-        outputs=list(outputs),
-        stochastic_layers=[],
-        num_samples=100,
-        seed=0,
-        signatures={},
-        examples=[],
-        library_versions={},
-        files={},
-    )
+    return made_up_manifest(outputs=outputs)
 
 
 def test_answers_are_grouped_by_output_where_there_are_several():

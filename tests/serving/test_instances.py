@@ -7,28 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.contract import Feature, Manifest, ModelInput
+from models.contract import Feature, ModelInput
 from serving.errors import InvalidField, InvalidInstance
 from serving.instances import InstanceReader
+from tests.serving.manifests import made_up_manifest
 
 
 def reader(*inputs: ModelInput) -> InstanceReader:
-    return InstanceReader(
-        Manifest(
-            name="some",
-            version=1,
-            created="2026-01-01T00:00:00+00:00",
-            inputs=list(inputs),
-            outputs=[],
-            stochastic_layers=[],
-            num_samples=100,
-            seed=0,
-            signatures={},
-            examples=[],
-            library_versions={},
-            files={},
-        )
-    )
+    return InstanceReader(made_up_manifest(inputs))
 
 
 def numeric(name: str, nullable: bool = False) -> Feature:

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from models.contract import Abstention, Calibration, ConformalScores, Manifest, ModelOutput
+from models.contract import Abstention, ConformalScores, Manifest, ModelOutput
 from serving.errors import InvalidField
 from serving.prediction_sets import (
     KEPT_COVERAGES,
@@ -16,25 +16,12 @@ from serving.prediction_sets import (
     prediction_set,
     withheld,
 )
+from tests.serving.manifests import made_up_manifest
 
 
 def manifest(output: ModelOutput, **calibrated) -> Manifest:
     calibration = {"rows": 9, "outputs": {output.name: calibrated}} if calibrated else None
-    return Manifest(
-        name="some",
-        version=1,
-        created="2026-01-01T00:00:00+00:00",
-        inputs=[],
-        outputs=[output],
-        stochastic_layers=[],
-        num_samples=100,
-        seed=0,
-        signatures={},
-        examples=[],
-        library_versions={},
-        files={},
-        calibration=None if calibration is None else Calibration.model_validate(calibration),
-    )
+    return made_up_manifest(outputs=[output], calibration=calibration)
 
 
 KIND = ModelOutput(name="kind", task="classification", shape=[3], labels=["a", "b", "c"])
