@@ -51,9 +51,7 @@ def calibrate(
         _judged(head, answers, target, settings, coverage)
         for head, target in zip(engine.heads, rows.targets, strict=True)
     ]
-    engine.calibrate(judged)
-    withheld = rows.run(engine.default, engine.input_specs)
-    engine.calibrate([_referred(head, withheld) for head in engine.heads])
+    engine.calibrate([_referred(head, answers) for head in judged])
     return Calibration(
         rows=rows.count, coverage=coverage, outputs={head.output.name: _known(head) for head in engine.heads}
     )
@@ -158,7 +156,8 @@ def _referred(head: Head, answers: dict[str, Array]) -> Head:
         for name in UncertaintyReference.model_fields
         if prefix + name in answers and answers[prefix + name].ndim == 1
     }
-    share = float(answers[prefix + "abstain"].mean()) if prefix + "abstain" in answers else None
+    rule = _known(head).abstention
+    share = None if rule is None else 1 - rule.answered_share
     reference = UncertaintyReference(**names, abstention_share=share)
     return replace(head, calibration=_known(head).model_copy(update={"reference": reference}))
 
