@@ -38,6 +38,12 @@ TOLERANCE = "tolerance"
 MAX_SAMPLES = "max_samples"
 # Output of `mc_adaptive` beside `num_samples`, the draws of each row: whether the row reached the tolerance.
 CONVERGED = "converged"
+# Outputs of the draws' signatures that follow from calibration.
+PREDICTION_SET = "prediction_set"
+INTERVAL_LOWER = "interval_lower"
+INTERVAL_UPPER = "interval_upper"
+ABSTAIN = "abstain"
+NOVELTY = "novelty"
 # Names that a model's own input may not have: they are arguments of the signatures.
 RESERVED_INPUT_NAMES = frozenset({NUM_SAMPLES, SEED, TOLERANCE, MAX_SAMPLES})
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from models.contract import DEFAULT_NUM_SAMPLES, DEFAULT_SEED, MIN_NUM_SAMPLES, ArtifactError, Masks, Task
+from models.contract import DEFAULT_NUM_SAMPLES, DEFAULT_SEED, MIN_NUM_SAMPLES, NOVELTY, ArtifactError, Masks, Task
 from models.exactness import operation_by_operation
 from models.heads import Head, heads_of
 from models.members import interleave, turns
@@ -386,7 +386,7 @@ class Engine:
         known = features(prefix)
         if self.novelty is not None and known is not None:
             novelty = self.novelty.of(known)
-            answers = answers | {head.output.prefix + "novelty": novelty for head in self.heads}
+            answers = answers | {head.output.prefix + NOVELTY: novelty for head in self.heads}
         for head in self.heads:
             answers = answers | head.decisions(answers)
         return answers

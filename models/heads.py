@@ -12,7 +12,19 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from models import conformal, mixture, statistics, temperature
-from models.contract import DEFAULT_COVERAGE, ArtifactError, ModelOutput, Noise, OutputCalibration, Task, Temperature
+from models.contract import (
+    ABSTAIN,
+    DEFAULT_COVERAGE,
+    INTERVAL_LOWER,
+    INTERVAL_UPPER,
+    PREDICTION_SET,
+    ArtifactError,
+    ModelOutput,
+    Noise,
+    OutputCalibration,
+    Task,
+    Temperature,
+)
 from models.network import Network
 from models.statistics import Moments
 
@@ -192,15 +204,15 @@ class Head:
         found: dict[str, tf.Tensor] = {}
         if known is not None and known.conformal is not None and self.is_classification:
             probabilities = answers[prefix + "probabilities"]
-            found["prediction_set"] = conformal.prediction_set(probabilities, known.conformal, self.coverage)
+            found[PREDICTION_SET] = conformal.prediction_set(probabilities, known.conformal, self.coverage)
         elif known is not None and known.conformal is not None:
             ends = conformal.interval(answers[prefix + "mean"], answers[prefix + "std"], known.conformal, self.coverage)
-            found["interval_lower"], found["interval_upper"] = ends
+            found[INTERVAL_LOWER], found[INTERVAL_UPPER] = ends
         if known is not None and known.abstention is not None and self.is_classification:
             confidence = tf.reduce_max(answers[prefix + "probabilities"], axis=-1)
-            found["abstain"] = confidence < known.abstention.threshold
+            found[ABSTAIN] = confidence < known.abstention.threshold
         elif known is not None and known.abstention is not None:
-            found["abstain"] = answers[prefix + "std"] > known.abstention.threshold
+            found[ABSTAIN] = answers[prefix + "std"] > known.abstention.threshold
         return {prefix + name: value for name, value in found.items()}
 
 

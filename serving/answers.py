@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from models.contract import Manifest, ModelOutput
+from models.contract import ABSTAIN, INTERVAL_LOWER, INTERVAL_UPPER, NOVELTY, PREDICTION_SET, Manifest, ModelOutput
 from serving.errors import InvalidRequest
-from serving.prediction_sets import ABSTAIN, INTERVAL_LOWER, INTERVAL_UPPER, PREDICTION_SET, Coverage
+from serving.prediction_sets import Coverage
 
 Arrays = dict[str, np.ndarray]
 Answer = dict[str, Any]
@@ -24,7 +24,7 @@ _OF_CLASSES = ("std", "standard_error")
 _OF_ROWS = ("predictive_entropy", "expected_entropy", "mutual_information")
 _OF_REGRESSION = ("mean", "epistemic_std", "aleatoric_std", "std", "standard_error")
 # Of both, behind them.
-_LAST = (ABSTAIN, "novelty")
+_LAST = (ABSTAIN, NOVELTY)
 
 
 def predictions(manifest: Manifest, arrays: Arrays) -> list[Answer]:

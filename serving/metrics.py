@@ -21,10 +21,10 @@ import orjson
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from models.contract import Abstention, ModelOutput
+from models.contract import ABSTAIN, Abstention, ModelOutput
 from serving import drift
 from serving.graph import Arrays
-from serving.prediction_sets import ABSTAIN, withheld
+from serving.prediction_sets import withheld
 from serving.runtime import Model
 
 Labels = tuple[str, ...]

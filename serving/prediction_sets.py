@@ -13,15 +13,21 @@ from typing import Literal
 
 import numpy as np
 
-from models.contract import DEFAULT_COVERAGE, Abstention, ConformalScores, Manifest, ModelOutput, SignatureTensor
+from models.contract import (
+    ABSTAIN,
+    DEFAULT_COVERAGE,
+    INTERVAL_LOWER,
+    INTERVAL_UPPER,
+    PREDICTION_SET,
+    Abstention,
+    ConformalScores,
+    Manifest,
+    ModelOutput,
+    SignatureTensor,
+)
 from serving.errors import InvalidField
 
 Arrays = dict[str, np.ndarray]
-
-PREDICTION_SET = "prediction_set"
-INTERVAL_LOWER = "interval_lower"
-INTERVAL_UPPER = "interval_upper"
-ABSTAIN = "abstain"
 
 # Coverages whose thresholds are kept for each model: people ask for a few; who asks for many gets them made anew.
 KEPT_COVERAGES = 64

@@ -20,7 +20,7 @@ from models import contract
 from models.contract import ArtifactError, Manifest
 from serving.graph import Arrays, Graph, first_line
 from serving.instances import InstanceReader
-from serving.prediction_sets import ABSTAIN, PredictionSets, needed
+from serving.prediction_sets import PredictionSets, needed
 
 # Rows of the warm-up calls: one, as most requests have, and a batch, which may take another kernel.
 WARMUP_ROWS = (1, 16)
@@ -40,7 +40,7 @@ class Cost:
 
 
 # Statistics that are watched for drift, where an output has them: one number a row.
-WATCHED = ("predictive_entropy", "mutual_information", "epistemic_std", "novelty")
+WATCHED = ("predictive_entropy", "mutual_information", "epistemic_std", contract.NOVELTY)
 
 
 def watched(manifest: Manifest, output: contract.ModelOutput) -> list[tuple[str, str]]:
@@ -101,7 +101,7 @@ class Model:
         tensors = {tensor.name for tensor in self.manifest.signatures[contract.MC_SAMPLE].outputs}
         names = [tensor for _, statistics in self.watched for _, tensor in statistics]
         for output, abstention in self.sets.at().decisions:
-            own = f"{output.prefix}{ABSTAIN}"
+            own = f"{output.prefix}{contract.ABSTAIN}"
             names.append(own if own in tensors else f"{output.prefix}{needed(abstention)}")
         return tuple(names)
 

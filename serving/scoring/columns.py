@@ -13,10 +13,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from models.contract import MC_SAMPLE, NUM_SAMPLES, Manifest, ModelOutput, SignatureTensor
+from models.contract import (
+    ABSTAIN,
+    INTERVAL_LOWER,
+    INTERVAL_UPPER,
+    MC_SAMPLE,
+    NOVELTY,
+    NUM_SAMPLES,
+    PREDICTION_SET,
+    Manifest,
+    ModelOutput,
+    SignatureTensor,
+)
 from serving.answers import class_labels
 from serving.errors import choices
-from serving.prediction_sets import ABSTAIN, INTERVAL_LOWER, INTERVAL_UPPER, PREDICTION_SET, Coverage
+from serving.prediction_sets import Coverage
 from serving.scoring.errors import ScoreError
 
 Arrays = dict[str, np.ndarray]
@@ -40,7 +51,7 @@ FIRST = (
     INTERVAL_LOWER,
     INTERVAL_UPPER,
     ABSTAIN,
-    "novelty",
+    NOVELTY,
 )
 # Between the labels of a set in one text.
 SEPARATOR = "|"
