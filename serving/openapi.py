@@ -206,7 +206,12 @@ def _limits(dtype: str) -> Schema:
     if numpy_type.kind in "iu":
         return {"minimum": int(np.iinfo(numpy_type).min), "maximum": int(np.iinfo(numpy_type).max)}
     if numpy_type.kind == "f":
-        return {"minimum": float(np.finfo(numpy_type).min), "maximum": float(np.finfo(numpy_type).max)}
+        limits = np.finfo(numpy_type)
+        if numpy_type.itemsize == 8:
+            return {"minimum": float(limits.min), "maximum": float(limits.max)}
+        # What rounds to the largest number is taken as well: up to half of the last digit's worth above it.
+        beyond = 2.0**limits.maxexp - 2.0 ** (limits.maxexp - limits.nmant - 2)
+        return {"exclusiveMinimum": -beyond, "exclusiveMaximum": beyond}
     return {}
 
 
