@@ -14,6 +14,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from models.members import member_symbols
 from training import replicas
 from training.datasets import Dataset
 from training.fit import MOST_ENCODED_BYTES, WATCHED_ROWS, Fitted, OnEpoch, fit, targets
@@ -49,6 +50,11 @@ def fit_members(
     else:
         losses, watched = _one_by_one(ensemble, seed, on_epoch, watch)
     return Fitted(ensemble.model, losses, watched)
+
+
+def single_networks(model: keras.Model, members: int) -> list[keras.Model]:
+    """Each member of an ensemble's model on its own, on the ensemble's inputs."""
+    return [keras.Model(model.input, symbol) for symbol in member_symbols(model, members)]
 
 
 class _Ensemble:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from models.artifact import publish
@@ -17,6 +18,7 @@ from training.collapse import is_constant
 from training.comparison import Variant, alternatives, fit_variant, place
 from training.concrete import RatesVanished, learn_rates
 from training.datasets import Dataset
+from training.ensemble import single_networks
 from training.evaluation import answers, evaluate_artifact, evaluate_constant
 from training.model_report import Evidence
 from training.plan import Plan
@@ -47,8 +49,8 @@ class Published:
     mc_metrics: dict[str, float]
     # Of the same answer to every row: what a useful network must beat.
     constant_metrics: dict[str, float]
-    # Whether the published network gives one answer to all of its training rows.
-    collapsed: bool
+    # How many of the published networks, an ensemble's members, give one answer to all training rows.
+    collapsed: int
 
 
 def train(plan: Plan, reporter: Reporter) -> Published:
@@ -120,20 +122,30 @@ def train(plan: Plan, reporter: Reporter) -> Published:
     )
 
 
-def fit_alive(plan: Plan, rows: Split, reporter: Reporter) -> tuple[Plan, Variant, bool]:
-    """The plan's network, with the next seeds instead where it answers the same to every training row.
+def fit_alive(plan: Plan, rows: Split, reporter: Reporter) -> tuple[Plan, Variant, int]:
+    """The plan's network, with the next seeds instead where it, or a member of it, answers the same to every row.
 
-    Returns the plan with the seed that was used, the network, and whether none of `plan.tries` seeds gave another.
+    Returns the plan with the seed that was used, the network, and how many of its members are collapsed: of
+    `plan.tries` seeds the first without any, else the last of those with the fewest.
     """
+    found: tuple[Plan, Variant, int] | None = None
     for attempt in range(plan.tries):
         # An ensemble's members have the seeds that follow its own.
         seed = (plan.seed + attempt * plan.members) % 2**32
         chosen = fit_variant(place(plan.recipe), plan.recipe, plan.data, rows, seed, reporter, plan.members)
-        looked_at = rows.train[:LOOKED_AT]
-        collapsed = is_constant(answers(chosen.model, plan.data, looked_at), plan.data, looked_at)
+        collapsed = count_collapsed(chosen.model, plan, rows.train[:LOOKED_AT])
+        if found is None or collapsed <= found[2]:
+            found = replace(plan, seed=seed), chosen, collapsed
         if not collapsed:
             break
-    return replace(plan, seed=seed), chosen, collapsed
+    assert found is not None
+    return found
+
+
+def count_collapsed(model: keras.Model, plan: Plan, rows: np.ndarray) -> int:
+    """Of the network, or of each member of the ensemble: the mean of a dead one and of live ones looks alive."""
+    networks = single_networks(model, plan.members) if plan.members > 1 else [model]
+    return sum(is_constant(answers(network, plan.data, rows), plan.data, rows) for network in networks)
 
 
 def learned(plan: Plan, rows: Split, reporter: Reporter) -> Plan:

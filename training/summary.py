@@ -73,7 +73,8 @@ def document(published: Published) -> dict[str, Any]:
         "variants": [variant.summary() for variant in published.variants],
         "mc_metrics": published.mc_metrics,
         "constant_metrics": published.constant_metrics,
-        "collapsed": published.collapsed,
+        "collapsed": published.collapsed > 0,
+        "collapsed_networks": published.collapsed,
     }
 
 
@@ -82,12 +83,17 @@ def sentences(published: Published) -> str:
     manifest, data = published.manifest, published.training_data
     lines = findings.sentences(manifest.calibration) if manifest.calibration is not None else []
     calibration = "".join(f"  {line}\n" for line in lines)
-    warning = (
-        "The network has collapsed: it answers the same to every row. Wanted lower rates, a lower learning rate or "
-        "another --seed.\n"
-        if published.collapsed
-        else ""
-    )
+    warning = ""
+    if published.collapsed:
+        which, answers = "The network has", "it answers"
+        if manifest.members > 1:
+            several = published.collapsed > 1
+            which = f"{published.collapsed} of the {manifest.members} networks {'have' if several else 'has'}"
+            answers = "they answer" if several else "it answers"
+        warning = (
+            f"{which} collapsed: {answers} the same to every row. Wanted lower rates, a lower learning rate or another "
+            "--seed.\n"
+        )
     members = ""
     if manifest.members > 1:
         members = f"An ensemble of {manifest.members} networks: they draw in turn; dropout off, their mean answers.\n"

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import keras
 import numpy as np
 import optuna
 import pytest
@@ -9,12 +10,14 @@ import pytest
 from training import pipeline, search, tune
 from training.collapse import TRIES, constant_answer, is_constant
 from training.datasets import load
-from training.evaluation import evaluate_constant, figures
+from training.ensemble import fit_members, single_networks
+from training.evaluation import answers, evaluate_constant, figures
 from training.folds import Job, fit_jobs
 from training.plan import plan
 from training.progress import Reporter
 from training.recipes import DEFAULTS
 from training.splits import split
+from training.summary import document as published_document
 from training.summary import sentences
 from training.tune_summary import document
 from training.tune_summary import sentences as tuned_sentences
@@ -111,3 +114,33 @@ def test_a_final_fit_that_collapses_is_tried_with_other_seeds_and_said_to_have(t
     assert not alive.collapsed
     assert alive.manifest.training["seed"] == 3
     assert "collapsed" not in sentences(alive)
+
+
+@pytest.mark.parametrize("name", ["sonar", "diabetes"])
+def test_a_dead_member_is_seen_behind_the_mean_of_an_ensemble(name, tmp_path):
+    request = replace(plan(name, repository=tmp_path, seed=0, num_samples=20, epochs=10), members=3)
+    data, rows = request.data, split(request.data.y, request.data.task).train
+    model = fit_members(data, rows, replace(request.recipe, learning_rate=0.003), 3, seed=0).model
+    assert pipeline.count_collapsed(model, request, rows) == 0
+    kernel = model.get_layer("member_2").get_layer("output").kernel
+    kernel.assign(np.zeros(kernel.shape))
+    assert not is_constant(answers(model, data, rows), data, rows)
+    assert pipeline.count_collapsed(model, request, rows) == 1
+    dead = [is_constant(answers(one, data, rows), data, rows) for one in single_networks(model, 3)]
+    assert dead == [False, True, False]
+
+
+def test_members_that_collapsed_are_counted_and_said(tmp_path):
+    request = plan("sonar", repository=tmp_path, seed=0, num_samples=20, ensemble=2)
+    found = pipeline.train(replace(request, recipe=DEAD, tries=2), Reporter(quiet=True))
+    # The second try's members have the seeds that follow those of the first.
+    assert found.manifest.training["seed"] in (0, 2)
+    data, rows = request.data, split(request.data.y, request.data.task).train
+    model = keras.models.load_model(found.folder / "model.keras", compile=False)
+    dead = sum(is_constant(answers(one, data, rows), data, rows) for one in single_networks(model, 2))
+    assert dead > 0, "the members live too long for this test to show anything"
+    assert found.collapsed == dead
+    said = sentences(found)
+    assert said.startswith(f"{dead} of the 2 networks {'have' if dead > 1 else 'has'} collapsed: ")
+    shown = published_document(found)
+    assert (shown["collapsed"], shown["collapsed_networks"]) == (True, dead)
