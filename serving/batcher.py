@@ -6,13 +6,16 @@ same function of the same model with the same settings (`num_samples`, `seed`, .
 Two lanes, so that MC work never starves predictions; in each one
 - all that arrived since the event loop's last turn goes into the next call: no waiting for a batch to fill;
 - a call that is expected to be short runs on the event loop itself, a longer one on the lane's own thread, meanwhile
-  the next batch gathers;
+  the next batch gathers; the thread of the draws has a lower priority, which counts where a core is short only;
 - a request with many rows is cut into several calls, between which others have their turn.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
+import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Hashable
@@ -31,6 +34,8 @@ from serving.settings import Settings
 
 # How often waiting requests are looked at for a deadline that has passed, in seconds.
 SWEEP_S = 0.05
+# Of the thread of long draws, as `nice` counts: where predictions want a whole core, the draws get a tenth of it.
+DRAWS_NICENESS = 10
 
 
 class Call:
@@ -79,14 +84,16 @@ Ran = tuple[list[Arrays | Exception], Arrays | None]
 class _Lane:
     """Waiting requests of one kind, and the thread for calls that are too long for the event loop."""
 
-    def __init__(self, name: str, batch_row_draws: int, inline_s: float, metrics: Metrics) -> None:
+    def __init__(
+        self, name: str, batch_row_draws: int, inline_s: float, metrics: Metrics, niceness: int | None = None
+    ) -> None:
         # By batch key; the first key is the next to be served and goes to the end when it has been: no key starves,
         # and a long request makes a short one wait for one call, not for all of its own.
         self._waiting: OrderedDict[Hashable, deque[Ticket]] = OrderedDict()
         self._batch_row_draws = batch_row_draws
         self._inline_s = inline_s
         self._metrics = metrics
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"dropserve-{name}")
+        self._thread = ThreadPoolExecutor(1, f"dropserve-{name}", _lower_priority, (niceness,))
         self._running: list[Share] = []
         self._started = 0.0
         self._turn_planned = False
@@ -202,7 +209,7 @@ class Batcher:
         self._settings = settings
         self._deadline_s = settings.deadline_ms / 1000
         self._predictions = _Lane("predict", settings.batch_rows, inline_s, metrics)
-        self._draws = _Lane("draws", settings.batch_row_draws, inline_s, metrics)
+        self._draws = _Lane("draws", settings.batch_row_draws, inline_s, metrics, DRAWS_NICENESS)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
@@ -265,6 +272,13 @@ class Batcher:
                     ticket.future.set_exception(DeadlineExceeded(self._settings.deadline_ms))
         if self.open_requests and not self._closed:
             self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+
+
+def _lower_priority(niceness: int | None) -> None:
+    """Of the calling thread, below the process's, where threads have one of their own."""
+    if niceness is not None and sys.platform == "linux":
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + niceness)
 
 
 def _batch_key(call: Call, inputs: Arrays) -> Hashable:

@@ -15,6 +15,7 @@ from serving.access import Gate
 from serving.batcher import Batcher, Call
 from serving.errors import InvalidField, StartError, Unavailable, VersionNotFound, choices, quote
 from serving.graph import Arrays, prepare_device
+from serving.memory import Memory
 from serving.metrics import Labels, Metrics
 from serving.observer import Observer
 from serving.registry import Registry
@@ -28,8 +29,8 @@ log = structlog.get_logger()
 
 # Where `tolerance` is asked for without `max_samples`.
 DEFAULT_MAX_SAMPLES = 2_000
-# How often the workers of a server tell each other what they have counted, in seconds.
-SHARE_METRICS_S = 1.0
+# How often the workers of a server tell each other what they have counted, and unused memory is given back, in seconds.
+KEEP_HOUSE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Core:
         self.is_ready = False
         self.is_draining = False
         self._reloader = Reloader(repository, self.registry, self.metrics, settings.keep_versions, settings.poll_s)
+        self._memory = Memory()
         self._following: list[asyncio.Task[None]] = []
         # What is imported stays: the garbage collector need not walk TensorFlow's objects again and again.
         gc.collect()
@@ -89,7 +91,7 @@ class Core:
 
     async def open(self) -> None:
         """From now on requests are answered, and the repository is followed."""
-        self._following = [asyncio.create_task(self._reloader.run()), asyncio.create_task(self._share_metrics())]
+        self._following = [asyncio.create_task(self._reloader.run()), asyncio.create_task(self._keep_house())]
         self.is_ready = True
 
     def drain(self) -> None:
@@ -107,11 +109,12 @@ class Core:
         self.observer.close()
         self.metrics.write()
 
-    async def _share_metrics(self) -> None:
+    async def _keep_house(self) -> None:
         while True:
             self.measure()
             self.metrics.write()
-            await asyncio.sleep(SHARE_METRICS_S)
+            await asyncio.to_thread(self._memory.give_back)
+            await asyncio.sleep(KEEP_HOUSE_S)
 
     def measure(self) -> None:
         """Bring the metrics that are states, not counts, up to date."""

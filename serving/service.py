@@ -216,16 +216,17 @@ class Dropserve:
 
 
 def _import_tensorflow() -> None:
-    """Import TensorFlow without Keras, which it would load for its own `tf.keras`: 80 MB that no artifact needs."""
+    """Import TensorFlow without what only its Keras and its tools would use: a hundred MB that no artifact needs."""
     # TensorFlow's own words on a missing GPU are many; `core` says it in one line.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if "keras" in sys.modules:
-        return
-    sys.modules["keras"] = None  # type: ignore[assignment]  # Python's own way to say "not installed"
+    hidden = [name for name in ("keras", "h5py", "scipy") if name not in sys.modules]
+    # Python's own way to say "not installed".
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:
         importlib.import_module("tensorflow")
     finally:
-        del sys.modules["keras"]
+        for name in hidden:
+            del sys.modules[name]
 
 
 def repository(settings: Settings) -> Repository:

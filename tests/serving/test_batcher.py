@@ -2,6 +2,8 @@
 
 import asyncio
 import dataclasses
+import os
+import sys
 from typing import Any
 
 import keras
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from models.artifact import publish
-from serving.batcher import Batcher, Call
+from serving.batcher import DRAWS_NICENESS, Batcher, Call
 from serving.errors import DeadlineExceeded, InvalidRequest, QueueFull, Unavailable
 from serving.graph import Arrays
 from serving.metrics import Metrics
@@ -123,6 +125,9 @@ def test_a_long_mc_call_makes_no_prediction_wait_for_its_end(model, trained):
         for index in range(20):
             await batcher.submit(predict(model), rows_of(trained, index, index + 1))
             assert not long.done()
+        if sys.platform == "linux":
+            nice = [os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir("/proc/self/task")]
+            assert nice.count(min(19, os.getpriority(os.PRIO_PROCESS, 0) + DRAWS_NICENESS)) == 1
         short = batcher.submit(draw(model, 50), rows_of(trained, 0, 1))
         await short
         assert not long.done()
