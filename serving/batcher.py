@@ -13,6 +13,7 @@ Two lanes, so that MC work never starves predictions; in each one
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
@@ -278,7 +279,9 @@ def _lower_priority(niceness: int | None) -> None:
     """Of the calling thread, below the process's, where threads have one of their own."""
     if niceness is not None and sys.platform == "linux":
         thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + niceness)
+        # A sandbox may forbid it: the draws are as urgent as predictions then.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + niceness)
 
 
 def _batch_key(call: Call, inputs: Arrays) -> Hashable:
