@@ -35,8 +35,8 @@ from serving.settings import Settings
 
 # How often waiting requests are looked at for a deadline that has passed, in seconds.
 SWEEP_S = 0.05
-# Of the thread of long draws, as `nice` counts: where predictions want a whole core, the draws get a tenth of it.
-DRAWS_NICENESS = 10
+# Of the thread of long draws, as `nice` counts: where predictions want a whole core, the draws get a quarter.
+DRAWS_NICENESS = 5
 
 
 class Call:
