@@ -308,7 +308,7 @@ def tune(
 
     wanted = tuple(part.strip() for part in dimensions.split(",") if part.strip())
     settings = tuning.Settings(
-        space=tuning.space(request.recipe, wanted),
+        space=tuning.Space(request.recipe, wanted),
         objective=tuning.check(request.data, objective, wanted),
         trials=trials,
         folds=folds,

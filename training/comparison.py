@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from training.datasets import Dataset
-from training.ensemble import fit_members
+from training.ensemble import fit_members, turns
 from training.evaluation import evaluate
 from training.fit import fit
 from training.progress import Reporter
@@ -39,7 +39,7 @@ def fit_variant(
     name: str, recipe: Recipe, data: Dataset, rows: Split, seed: int, reporter: Reporter, members: int = 1
 ) -> Variant:
     """Fit on the training rows, judge on the test rows. members: of an ensemble; 1 for a single network."""
-    epochs = recipe.epochs * (1 if members == 1 or recipe.architecture == "dense" else members)
+    epochs = recipe.epochs * turns(data, recipe, members)
     with reporter.epochs(f"{data.name}, {name}", epochs) as on_epoch:
         if members == 1:
             fitted = fit(data, rows.train, recipe, seed=seed, on_epoch=on_epoch, watch=rows.calibration)

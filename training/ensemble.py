@@ -1,8 +1,8 @@
 """Deep ensembles of networks with dropout (Lakshminarayanan, Pritzel & Blundell 2017; Gal & Ghahramani 2016).
 
-Members have one recipe, the same training rows, and other seeds: other initial weights, shuffles and masks. Dense
-networks are trained all at once, as a stack; others one after another. The result is one Keras model whose answer is
-the members' mean, and that `models.members` takes apart again for the draws.
+Members have one recipe, the same training rows, and other seeds: other initial weights, shuffles and masks. They are
+trained as stacks of replicas; where rows or activations are too large for that, one after another. The result is one
+Keras model whose answer is the members' mean, and that `models.members` takes apart again for the draws.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from models.members import member_symbols
 from training import replicas
 from training.datasets import Dataset
 from training.fit import MOST_ENCODED_BYTES, WATCHED_ROWS, Fitted, OnEpoch, fit, targets
-from training.folds import encode
+from training.folds import encode, image_shape
 from training.networks import answer, in_target_units, model
 from training.preprocessing import Preprocessor
 from training.recipes import Recipe
@@ -27,6 +27,11 @@ from training.recipes import Recipe
 def member_seeds(seed: int, members: int) -> list[int]:
     """Training seeds of the members: the first one's is the seed itself."""
     return [(seed + number) % 2**32 for number in range(members)]
+
+
+def turns(data: Dataset, recipe: Recipe, members: int) -> int:
+    """How many stacks, or networks, are trained one after another."""
+    return -(-members // max(1, replicas.most_at_once(recipe, image_shape(data))))
 
 
 def fit_members(
@@ -42,11 +47,12 @@ def fit_members(
 ) -> Fitted:
     """Fit the members on `train_rows` of the data, as `training.fit` fits one network; losses are their means.
 
-    on_epoch: with epochs counted over all members where they are trained one after another.
+    on_epoch: with epochs counted over all `turns`.
     """
     ensemble = _Ensemble(data, train_rows, recipe, members)
-    if recipe.architecture == "dense" and ensemble.encoded_bytes <= most_encoded_bytes:
-        losses, watched = _together(ensemble, seed, on_epoch, watch)
+    at_once = replicas.most_at_once(recipe, image_shape(data))
+    if at_once and ensemble.encoded_bytes <= most_encoded_bytes:
+        losses, watched = _together(ensemble, at_once, seed, on_epoch, watch)
     else:
         losses, watched = _one_by_one(ensemble, seed, on_epoch, watch)
     return Fitted(ensemble.model, losses, watched)
@@ -81,25 +87,37 @@ class _Ensemble:
 
 
 def _together(
-    ensemble: _Ensemble, seed: int, on_epoch: OnEpoch | None, watch: NDArray[np.int64] | None
+    ensemble: _Ensemble, at_once: int, seed: int, on_epoch: OnEpoch | None, watch: NDArray[np.int64] | None
 ) -> tuple[list[float], list[float]]:
     data, train_rows, recipe = ensemble.data, ensemble.train_rows, ensemble.recipe
     seeds = member_seeds(seed, len(ensemble.members))
     rows, _, groups = encode(data, [train_rows for _ in seeds])
     stack = [replicas.Replica(recipe, train_rows, group, own) for own, group in zip(seeds, groups, strict=True)]
-    watched: list[float] = []
+    # [members, epochs], of stack after stack.
+    losses: list[NDArray[np.float32]] = []
+    watched: list[list[float]] = []
+    for turn, first in enumerate(range(0, len(stack), at_once)):
+        own = stack[first : first + at_once]
+        seen: list[list[float]] = []
 
-    def look(done: int, now: Callable[[], replicas.Trained]) -> None:
-        trained = now()
-        if watch is not None:
-            watched.append(float(np.mean(trained.loss([watch[:WATCHED_ROWS]] * len(stack)))))
-        if on_epoch is not None:
-            on_epoch(done, float(trained.losses[:, -1].mean()))
+        def look(
+            done: int,
+            now: Callable[[], replicas.Trained],
+            before: int = turn * recipe.epochs,
+            seen: list[list[float]] = seen,
+        ) -> None:
+            trained = now()
+            if watch is not None:
+                seen.append(trained.loss([watch[:WATCHED_ROWS]] * len(trained.replicas)))
+            if on_epoch is not None:
+                on_epoch(before + done, float(trained.losses[:, -1].mean()))
 
-    trained = replicas.train_stack(rows, stack, on_block=look, block_epochs=1)
-    for number, member in enumerate(ensemble.members):
-        member.set_weights(trained.keras_weights(number))
-    return trained.losses.mean(axis=0).tolist(), watched
+        trained = replicas.train_stack(rows, own, on_block=look, block_epochs=1)
+        for number, member in enumerate(ensemble.members[first : first + at_once]):
+            member.set_weights(trained.keras_weights(number))
+        losses.append(trained.losses)
+        watched += np.transpose(seen).tolist()
+    return np.concatenate(losses).mean(axis=0).tolist(), np.mean(watched, axis=0).tolist() if watched else []
 
 
 def _one_by_one(

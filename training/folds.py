@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,11 +51,6 @@ class Outcome:
     held_out_curve: list[float] = field(default_factory=list)
 
 
-def dense(recipe: Recipe) -> Recipe:
-    """The recipe with dense layers, which is what can be stacked: images become rows of pixels."""
-    return replace(recipe, architecture="dense")
-
-
 def repeated_folds(
     y: NDArray[np.float32], task: Task, *, folds: int, repeats: int, seed: int
 ) -> list[tuple[Index, Index]]:
@@ -84,14 +79,15 @@ def fit_jobs(
     on_progress: OnProgress | None = None,
     on_look: Callable[[int, float], None] | None = None,
 ) -> list[Outcome]:
-    """Fit all jobs, of one kind of network, in stacks of about `replicas.STACK`.
+    """Fit all jobs, of one kind of network, in stacks of about as many as `replicas.most_at_once` says.
 
     num_samples: draws of Monte Carlo dropout for each held-out row; None for none.
     on_look: called now and then with the epochs done and the mean loss of the held-out rows, dropout off, for as many
     jobs as one stack has; it may raise to end it all.
     """
     # All stacks have the same size, so that one graph serves them all; what is missing is filled with the last job.
-    count = -(-len(jobs) // replicas.STACK)
+    most = max(1, replicas.most_at_once(jobs[0].recipe, image_shape(data)))
+    count = -(-len(jobs) // most)
     size = -(-len(jobs) // count)
     longest = max(job.recipe.epochs for job in jobs)
     outcomes: list[Outcome] = []
@@ -171,7 +167,9 @@ def encode(data: Dataset, choices: Sequence[Index]) -> tuple[replicas.Rows, list
     Returns the rows, each group's (mean, scale) of the target, and the group of each choice.
     """
     keys: dict[bytes, int] = {}
-    groups = [keys.setdefault(choice.tobytes(), len(keys)) for choice in choices]
+    # Pixels are scaled as they always are, whichever rows train: one encoding does.
+    image = image_shape(data)
+    groups = [keys.setdefault(b"" if image else choice.tobytes(), len(keys)) for choice in choices]
     first = [choices[groups.index(group)] for group in range(len(keys))]
     encoded = [_encoded(data, rows) for rows in first]
     # One fold may know a category more than another: columns of zeros fill up, which no weight can make speak.
@@ -186,8 +184,16 @@ def encode(data: Dataset, choices: Sequence[Index]) -> tuple[replicas.Rows, list
     if data.task == "regression":
         return replicas.Rows(x, y, "linear"), scales, groups
     if len(data.labels) == 2:
-        return replicas.Rows(x, y, "sigmoid"), scales, groups
-    return replicas.Rows(x, y, "softmax", len(data.labels)), scales, groups
+        return replicas.Rows(x, y, "sigmoid", image=image), scales, groups
+    return replicas.Rows(x, y, "softmax", len(data.labels), image), scales, groups
+
+
+def image_shape(data: Dataset) -> tuple[int, int, int] | None:
+    """Height, width and channels of the rows; None of a table."""
+    if data.columns:
+        return None
+    height, width, channels = data.x.shape[1:]
+    return height, width, channels
 
 
 def _encoded(data: Dataset, rows: Index) -> NDArray[np.float32]:

@@ -9,14 +9,11 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from training.convolutions import KERNEL, POOL, convolutions
 from training.datasets import Dataset
 from training.preprocessing import Preprocessor
 from training.recipes import Recipe
 
-# Convolutions are added until a feature map has at most this many pixels a side.
-SMALL_SIDE = 8
-# Feature maps of the first convolution, and of those behind it.
-FILTERS = (32, 64)
 # Of a noise's standard deviation, in those of the training target.
 LEAST_NOISE = 1e-3
 
@@ -69,14 +66,13 @@ def dense(encoded: Any, recipe: Recipe) -> Any:
 def convolutional(encoded: Any, recipe: Recipe) -> Any:
     """A small CNN: convolution, pooling and dropout until the maps are small; dense, dropout."""
     hidden = visible_dropout(encoded, recipe)
-    number = 1
-    while number == 1 or min(hidden.shape[1:3]) > SMALL_SIDE:
+    for number, layer in enumerate(convolutions(encoded.shape[1:]), start=1):
         suffix = "" if number == 1 else f"_{number}"
-        filters = FILTERS[min(number, len(FILTERS)) - 1]
-        convolution = keras.layers.Conv2D(filters, 3, padding="same", activation="relu", name=f"convolution{suffix}")
-        hidden = keras.layers.MaxPooling2D(2, name=f"pooling{suffix}")(convolution(hidden))
+        convolution = keras.layers.Conv2D(
+            layer.filters, KERNEL, padding="same", activation="relu", name=f"convolution{suffix}"
+        )
+        hidden = keras.layers.MaxPooling2D(POOL, name=f"pooling{suffix}")(convolution(hidden))
         hidden = hidden_dropout(hidden, recipe, f"convolution_dropout{suffix}")
-        number += 1
     return hidden_layers(keras.layers.Flatten(name="flatten")(hidden), recipe)
 
 

@@ -1,8 +1,9 @@
-"""Many dense networks of one architecture, trained in one graph: folds x rates x repeats, stacked on a leading axis.
+"""Many small networks of one architecture, trained in one graph: folds x rates x repeats, stacked on a leading axis.
 
 Each replica has its own rows, shuffles, dropout rates, learning rate, momentum, bound on the norms and number of
 epochs, and comes out as if Keras had trained it alone with the same initial weights, batches and masks. A step of one
-small net is mostly overhead; a step of a hundred of them is a batched matrix product.
+small net is mostly overhead; a step of a hundred of them is a batched matrix product. Networks are dense, or have
+convolutions before their dense layers (`training.convolutions`).
 
 XLA fuses the masks and the updates, long chains of elementwise work. Given everything it is five times slower on a CPU
 than TensorFlow's own kernels, since its batched products are.
@@ -21,6 +22,15 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from training.convolutions import (
+    Convolution,
+    convolutions,
+    convolved,
+    input_gradients,
+    kernel_gradients,
+    pooled,
+    unpooled,
+)
 from training.recipes import Recipe
 from training.threefry import threefry
 
@@ -30,6 +40,8 @@ SHUFFLE, MASK, DRAW = 0, 1 << 16, 2 << 16
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-7
 # Replicas trained at once: fewer leave the products small, more push weights and gradients out of the caches.
 STACK = 100
+# The same of networks with convolutions: each has operations of its own in the graph. And floats of one activation.
+CONVOLUTIONAL_STACK, TRAIN_FLOATS = 25, 2**24
 # Floats of one activation while predicting.
 PREDICT_FLOATS = 2**22
 # Epochs between two looks from outside: progress, curves, time limits.
@@ -68,6 +80,8 @@ class Rows:
     head: Head
     # Units of the output layer.
     outputs: int = 1
+    # Height, width and channels where rows are images: F is their product.
+    image: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,8 @@ class _Net:
     """What fixes the graph."""
 
     replicas: int
+    convolutions: tuple[Convolution, ...]
+    # Units of each site, and of the output: what a convolution gives counts as a layer's units.
     widths: tuple[int, ...]
     head: Head
     optimizer: Literal["sgd", "adam"]
@@ -88,7 +104,7 @@ class _Net:
 
     @property
     def units(self) -> tuple[int, ...]:
-        """Units of each site: the inputs and the hidden layers."""
+        """Units of each site: the inputs, the convolutions behind their pooling, the hidden layers."""
         return self.widths[:-1]
 
 
@@ -98,7 +114,7 @@ class Trained:
 
     rows: Rows
     replicas: tuple[Replica, ...]
-    # Alternately kernels [R, in, out] and biases [R, 1, out].
+    # Alternately kernels [R, in, out] and biases [R, 1, out]; `in` of a convolution is [3, 3, channels], flat.
     weights: list[NDArray[np.float32]]
     # Mean training loss of each epoch, dropout on: [R, epochs]; NaN after a replica's last.
     losses: NDArray[np.float32]
@@ -106,10 +122,15 @@ class Trained:
     epochs: NDArray[np.int64]
 
     def keras_weights(self, replica: int) -> list[NDArray[np.float32]]:
-        """Kernel, bias, kernel, bias, ... of one replica, as Keras's Dense layers hold them."""
-        return [
-            value[replica, 0] if bias else value[replica] for value, bias in zip(self.weights, cycle([False, True]))
-        ]
+        """Kernel, bias, kernel, bias, ... of one replica, as Keras's Conv2D and Dense layers hold them."""
+        own = [value[replica, 0] if bias else value[replica] for value, bias in zip(self.weights, cycle([False, True]))]
+        for number, layer in enumerate(self._convolutions):
+            own[2 * number] = own[2 * number].reshape(layer.kernel_shape)
+        return own
+
+    @property
+    def _convolutions(self) -> tuple[Convolution, ...]:
+        return _convolutions(self.rows, self.replicas[0].recipe)
 
     def predict(self, rows: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
         """Dropout off. For each replica's rows [n]: [n, outputs], after the head's activation."""
@@ -118,8 +139,9 @@ class Trained:
     def loss(self, rows: Sequence[NDArray[np.int64]]) -> list[float]:
         """Mean loss of each replica on its rows, dropout off."""
         index = _flat_rows(self.rows, self.replicas, rows)
-        features = self.rows.x.reshape(-1, self.rows.x.shape[-1])[index]
-        losses = _losses(features, self.weights, self.rows.y.reshape(-1)[index], self.rows.head).numpy()
+        y = self.rows.y.reshape(-1)[index]
+        logits = self._logits(index, None)[:, 0]
+        losses = _loss(tf.constant(logits), tf.constant(y), self.rows.head)[0].numpy()
         return [float(values[: len(own)].mean()) for values, own in zip(losses, rows, strict=True)]
 
     def draws(self, rows: Sequence[NDArray[np.int64]], num_samples: int) -> list[NDArray[np.float32]]:
@@ -127,27 +149,34 @@ class Trained:
         return self._answers(rows, num_samples)
 
     def _answers(self, rows: Sequence[NDArray[np.int64]], num_samples: int | None) -> list[NDArray[np.float32]]:
-        index = tf.constant(_flat_rows(self.rows, self.replicas, rows))
-        features = tf.gather(tf.constant(self.rows.x.reshape(-1, self.rows.x.shape[-1])), index)
-        weights = [tf.constant(value) for value in self.weights]
-        rates = tf.constant(_rates(self.replicas))
-        seeds = tf.constant(_seeds(self.replicas))
-        widest = max(features.shape[-1], *(kernel.shape[2] for kernel in weights[::2]))
-        step = max(1, PREDICT_FLOATS // (len(self.replicas) * index.shape[1] * widest))
-        if num_samples is None:
-            chunks = [_forward(features, weights, None, self.rows.head)]
-        else:
-            chunks = [
-                _forward(
-                    features,
-                    weights,
-                    _draw_masks(seeds, rates, tf.constant(first), min(step, num_samples - first), _units(weights)),
-                    self.rows.head,
-                )
-                for first in range(0, num_samples, step)
-            ]
-        answer = np.concatenate([chunk.numpy() for chunk in chunks], axis=1)
+        logits = self._logits(_flat_rows(self.rows, self.replicas, rows), num_samples)
+        activation = {"sigmoid": tf.sigmoid, "softmax": tf.nn.softmax, "linear": tf.identity}[self.rows.head]
+        answer = activation(logits).numpy()
         return [values[:, : len(own)] for values, own in zip(answer, rows, strict=True)]
+
+    def _logits(self, index: NDArray[np.int32], num_samples: int | None) -> NDArray[np.float32]:
+        """Row numbers [R, n] of all groups' rows. Returns [R, draws, n, outputs]; dropout off is one draw.
+
+        In pieces: a few operations on much at once, whose shapes change from call to call.
+        """
+        features = tf.constant(self.rows.x.reshape(-1, self.rows.x.shape[-1]))
+        weights = [tf.constant(value) for value in self.weights]
+        layers = self._convolutions
+        units = _widths(self.rows, self.replicas[0].recipe)[:-1]
+        rates, seeds = tf.constant(_rates(self.replicas, layers)), tf.constant(_seeds(self.replicas))
+        floats = len(self.replicas) * max(*units, self.rows.outputs, *(layer.activations for layer in layers))
+        at_once = max(1, min(index.shape[1], PREDICT_FLOATS // floats))
+        step = max(1, PREDICT_FLOATS // (floats * at_once))
+        draws = 1 if num_samples is None else num_samples
+        logits = np.empty((*index.shape[:1], draws, index.shape[1], self.rows.outputs), np.float32)
+        for first in range(0, draws, step):
+            count = min(step, draws - first)
+            masks = None if num_samples is None else _draw_masks(seeds, rates, tf.constant(first), count, units)
+            for row in range(0, index.shape[1], at_once):
+                x = tf.gather(features, index[:, None, row : row + at_once])
+                own = _logits(x, weights, masks, layers)
+                logits[:, first : first + count, row : row + at_once] = own.numpy()
+        return logits
 
 
 # Called after each block of epochs with the epochs done and the stack so far; answering False ends the training.
@@ -172,8 +201,9 @@ def train_stack(
     replicas = tuple(replicas)
     net = _net(rows, replicas, patience)
     constants = _constants(rows, replicas, net)
-    start = initial_weights(net.widths, [replica.seed for replica in replicas]) if weights is None else weights
-    state = _initial_state(net, start)
+    if weights is None:
+        weights = initial_weights(net.widths, [replica.seed for replica in replicas], net.convolutions)
+    state = _initial_state(net, weights)
     longest = max(replica.recipe.epochs for replica in replicas)
     run = _runner(net)
     losses: list[NDArray[np.float32]] = []
@@ -201,17 +231,37 @@ def train_stack(
     return trained()
 
 
-def initial_weights(widths: Sequence[int], seeds: Sequence[int]) -> list[NDArray[np.float32]]:
-    """Glorot uniform kernels and zero biases for each seed: what Keras's Dense begins with."""
+def initial_weights(
+    widths: Sequence[int], seeds: Sequence[int], layers: Sequence[Convolution] = ()
+) -> list[NDArray[np.float32]]:
+    """Glorot uniform kernels and zero biases for each seed: what Keras's Conv2D and Dense begin with.
+
+    widths: units of the inputs and of every layer, of which the first ones are the convolutions `layers`.
+    """
     generators = [np.random.default_rng(seed) for seed in seeds]
     weights: list[NDArray[np.float32]] = []
-    for inputs, units in pairwise(widths):
-        limit = math.sqrt(6 / (inputs + units))
+    for number, (inputs, units) in enumerate(pairwise(widths)):
+        shape, limit = (inputs, units), math.sqrt(6 / (inputs + units))
+        if number < len(layers):
+            layer = layers[number]
+            shape, limit = (layer.fan_in, layer.filters), math.sqrt(6 / (layer.fan_in + layer.fan_out))
         weights.append(
-            np.stack([generator.uniform(-limit, limit, (inputs, units)) for generator in generators]).astype(np.float32)
+            np.stack([generator.uniform(-limit, limit, shape) for generator in generators]).astype(np.float32)
         )
-        weights.append(np.zeros((len(generators), 1, units), np.float32))
+        weights.append(np.zeros((len(generators), 1, shape[1]), np.float32))
     return weights
+
+
+def most_at_once(recipe: Recipe, image: tuple[int, ...] | None) -> int:
+    """Replicas that are best trained in one stack; 0 where even one has activations that are too large.
+
+    image: height, width, channels of the rows; None where they are no images.
+    """
+    if recipe.architecture == "dense" or image is None:
+        return STACK
+    height, width, channels = image
+    widest = max(layer.activations for layer in convolutions((height, width, channels)))
+    return min(CONVOLUTIONAL_STACK, TRAIN_FLOATS // (recipe.batch_size * widest))
 
 
 # What a replica meets in training, for whoever wants to follow it: its batches and its masks.
@@ -268,12 +318,14 @@ def _net(rows: Rows, replicas: Sequence[Replica], patience: int | None) -> _Net:
     if len(shared) != 1:
         raise NotStackable(f"{len(shared)} kinds of networks in one stack; wanted one")
     [(architecture, hidden_units, optimizer, batch_size)] = shared
-    if architecture != "dense":
-        raise NotStackable(f"{architecture} networks in a stack; wanted dense ones")
-    rates = _rates(replicas)
+    if architecture == "convolutional" and rows.image is None:
+        raise NotStackable("convolutional networks on rows that are no images")
+    layers = _convolutions(rows, replicas[0].recipe)
+    rates = _rates(replicas, layers)
     return _Net(
         replicas=len(replicas),
-        widths=(rows.x.shape[-1], *hidden_units, rows.outputs),
+        convolutions=layers,
+        widths=_widths(rows, replicas[0].recipe),
         head=rows.head,
         optimizer=optimizer,
         batch_size=batch_size,
@@ -284,20 +336,28 @@ def _net(rows: Rows, replicas: Sequence[Replica], patience: int | None) -> _Net:
     )
 
 
-def _rates(replicas: Sequence[Replica]) -> NDArray[np.float32]:
-    """[R, sites]: the visible layer, then each hidden layer."""
+def _convolutions(rows: Rows, recipe: Recipe) -> tuple[Convolution, ...]:
+    return convolutions(rows.image) if recipe.architecture == "convolutional" and rows.image is not None else ()
+
+
+def _widths(rows: Rows, recipe: Recipe) -> tuple[int, ...]:
+    layers = _convolutions(rows, recipe)
+    return (rows.x.shape[-1], *(layer.outputs for layer in layers), *recipe.hidden_units, rows.outputs)
+
+
+def _rates(replicas: Sequence[Replica], layers: Sequence[Convolution]) -> NDArray[np.float32]:
+    """[R, sites]: the visible layer, then each convolution and hidden layer."""
     return np.array(
-        [(one.recipe.visible_dropout, *[one.recipe.hidden_dropout] * len(one.recipe.hidden_units)) for one in replicas],
+        [
+            (one.recipe.visible_dropout, *[one.recipe.hidden_dropout] * (len(layers) + len(one.recipe.hidden_units)))
+            for one in replicas
+        ],
         np.float32,
     )
 
 
 def _seeds(replicas: Sequence[Replica]) -> NDArray[np.uint32]:
     return np.array([one.seed for one in replicas], np.uint32)
-
-
-def _units(weights: Sequence[Any]) -> tuple[int, ...]:
-    return tuple(kernel.shape[1] for kernel in weights[::2])
 
 
 def _flat_rows(rows: Rows, replicas: Sequence[Replica], own: Sequence[NDArray[np.int64] | None]) -> NDArray[np.int32]:
@@ -318,7 +378,7 @@ def _constants(rows: Rows, replicas: Sequence[Replica], net: _Net) -> dict[str, 
     train = _flat_rows(rows, replicas, [one.train_rows for one in replicas])
     train = np.pad(train, ((0, 0), (0, net.steps * net.batch_size - train.shape[1])))
     stop = [one.stop_rows for one in replicas]
-    rates = _rates(replicas)
+    rates = _rates(replicas, net.convolutions)
     return {
         "x": tf.constant(rows.x.reshape(-1, rows.x.shape[-1])),
         "y": tf.constant(rows.y.reshape(-1)),
@@ -360,7 +420,7 @@ def _initial_state(net: _Net, weights: list[NDArray[np.float32]]) -> dict[str, A
 def _runner(net: _Net) -> Callable[..., tuple[dict[str, Any], tf.Tensor]]:
     """A function (state, constants, first epoch, epochs) -> (state, losses [epochs, R])."""
     fused = tf.function(jit_compile=True)
-    layers = len(net.widths) - 1
+    layers, first_dense = len(net.widths) - 1, len(net.convolutions)
 
     @fused
     def step_masks(seeds: tf.Tensor, steps: tf.Tensor, limits: Any, scales: Any) -> list[tf.Tensor | None]:
@@ -377,6 +437,12 @@ def _runner(net: _Net) -> Callable[..., tuple[dict[str, Any], tf.Tensor]]:
         active = tf.nn.relu(products + bias)
         return active if mask is None else active * mask
 
+    def pool(products: tf.Tensor, bias: tf.Tensor, mask: tf.Tensor | None, layer: Convolution) -> tf.Tensor:
+        """The rectifier behind the pooling, where there is a quarter to rectify: the largest stays the largest."""
+        active = tf.nn.relu(pooled(products, layer) + bias)
+        active = tf.reshape(active, [net.replicas, net.batch_size, layer.outputs])
+        return active if mask is None else active * mask
+
     def output(products: tf.Tensor, bias: tf.Tensor, y: tf.Tensor, valid: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         losses, gradient = _loss(products + bias, y, net.head)
         count = tf.maximum(tf.reduce_sum(valid, axis=1), 1.0)
@@ -385,6 +451,25 @@ def _runner(net: _Net) -> Callable[..., tuple[dict[str, Any], tf.Tensor]]:
     def behind(gradient: tf.Tensor, active: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         """Back through dropout and the rectifier: both pass only where the unit's activity is above 0."""
         return tf.where(active > 0, gradient if mask is None else gradient * mask, 0.0)
+
+    @fused
+    def unpool(products: tf.Tensor, gradient: tf.Tensor, number: int) -> tf.Tensor:
+        return unpooled(products, gradient, net.convolutions[number])
+
+    def of_weights(layer: int, active: tf.Tensor, gradient: tf.Tensor, products: tf.Tensor | None) -> Any:
+        """Gradients of a layer's kernel and bias, and that by its products where it is a convolution."""
+        if layer >= first_dense:
+            kernel = tf.matmul(active, gradient, transpose_a=True)
+            return kernel, tf.reduce_sum(gradient, axis=1, keepdims=True), gradient
+        own = net.convolutions[layer]
+        bias = tf.reduce_sum(tf.reshape(gradient, [net.replicas, -1, own.filters]), axis=1, keepdims=True)
+        gradient = unpool(products, gradient, layer)
+        return kernel_gradients(active, gradient, own), bias, gradient
+
+    def of_inputs(layer: int, kernels: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
+        if layer >= first_dense:
+            return tf.matmul(gradient, kernels, transpose_b=True)
+        return input_gradients(kernels, gradient, net.convolutions[layer])
 
     @fused
     def sgd(
@@ -421,20 +506,21 @@ def _runner(net: _Net) -> Callable[..., tuple[dict[str, Any], tf.Tensor]]:
             masks = step_masks(c["seeds"], number, c["thresholds"], c["scales"])
         values = tf.gather(c["x"], index)
         active = [values if masks[0] is None else values * masks[0]]
-        for layer in range(layers - 1):
-            active.append(hidden(active[-1] @ weights[2 * layer], weights[2 * layer + 1], masks[layer + 1]))
+        products: list[tf.Tensor | None] = [None] * layers
+        for layer, (kernels, bias) in enumerate(zip(weights[0:-2:2], weights[1:-2:2], strict=True)):
+            if layer < first_dense:
+                own = net.convolutions[layer]
+                products[layer] = convolved(active[-1], kernels, own)
+                active.append(pool(products[layer], bias, masks[layer + 1], own))
+            else:
+                active.append(hidden(active[-1] @ kernels, bias, masks[layer + 1]))
         gradient, loss = output(active[-1] @ weights[-2], weights[-1], tf.gather(c["y"], index), valid)
         gradients: list[tf.Tensor] = []
         for layer in reversed(range(layers)):
-            gradients = [
-                tf.matmul(active[layer], gradient, transpose_a=True),
-                tf.reduce_sum(gradient, axis=1, keepdims=True),
-                *gradients,
-            ]
+            kernel, bias, gradient = of_weights(layer, active[layer], gradient, products[layer])
+            gradients = [kernel, bias, *gradients]
             if layer:
-                gradient = behind(
-                    tf.matmul(gradient, weights[2 * layer], transpose_b=True), active[layer], masks[layer]
-                )
+                gradient = behind(of_inputs(layer, weights[2 * layer], gradient), active[layer], masks[layer])
         on = (tf.reduce_any(valid > 0, axis=1) & state["running"])[:, None, None]
         updates = state["updates"] + tf.cast(on, tf.float32)
         if net.optimizer == "sgd":
@@ -442,15 +528,15 @@ def _runner(net: _Net) -> Callable[..., tuple[dict[str, Any], tf.Tensor]]:
         else:
             new, slots = adam(weights, state["slots"], gradients, c["learning_rate"], updates, on)
         if net.bounded:
-            hidden_kernels = new[0:-2:2]
+            hidden_kernels = new[2 * first_dense : -2 : 2]
             squares = [tf.reduce_sum(tf.square(kernel), axis=1, keepdims=True) for kernel in hidden_kernels]
-            new[0:-2:2] = shrink(hidden_kernels, squares, c["max_norm"], on)
+            new[2 * first_dense : -2 : 2] = shrink(hidden_kernels, squares, c["max_norm"], on)
         return state | {"weights": new, "slots": slots, "updates": updates}, loss
 
     def stop_early(state: dict[str, Any], c: dict[str, tf.Tensor]) -> dict[str, Any]:
         """Keras's EarlyStopping, for the replicas that have rows for it; the others keep their last weights."""
         valid = tf.cast(tf.range(c["stop"].shape[1])[None] < c["stop_counts"][:, None], tf.float32)
-        answer = _logits(tf.gather(c["x"], c["stop"])[:, None], state["weights"], None)[:, 0]
+        answer = _logits(tf.gather(c["x"], c["stop"])[:, None], state["weights"], None, net.convolutions)[:, 0]
         losses, _ = _loss(answer, tf.gather(c["y"], c["stop"]), net.head)
         watched = c["stop_counts"] > 0
         loss = tf.math.divide_no_nan(tf.reduce_sum(losses * valid, axis=1), tf.reduce_sum(valid, axis=1))
@@ -520,27 +606,22 @@ def _loss(logits: tf.Tensor, y: tf.Tensor, head: str) -> tuple[tf.Tensor, tf.Ten
     return tf.square(error[..., 0]), 2 * error
 
 
-def _logits(x: tf.Tensor, weights: Sequence[tf.Tensor], masks: Sequence[tf.Tensor] | None) -> tf.Tensor:
+def _logits(
+    x: tf.Tensor, weights: Sequence[tf.Tensor], masks: Sequence[tf.Tensor] | None, layers: Sequence[Convolution]
+) -> tf.Tensor:
     """x [R, 1, rows, F], masks [R, draws, units] for each site. Returns [R, draws, rows, outputs]."""
-    for layer in range(0, len(weights), 2):
-        if layer:
-            x = tf.nn.relu(x)
+    for number, (kernels, bias) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
         if masks is not None:
-            x = x * masks[layer // 2][:, :, None, :]
-        x = x @ weights[layer][:, None] + weights[layer + 1][:, None]
+            x = x * masks[number][:, :, None, :]
+        if number < len(layers):
+            layer, (replicas, draws) = layers[number], x.shape[:2]
+            products = convolved(tf.reshape(x, [replicas, -1, layer.inputs]), kernels, layer)
+            x = tf.reshape(pooled(products, layer) + bias, [replicas, draws, -1, layer.outputs])
+        else:
+            x = x @ kernels[:, None] + bias[:, None]
+        if number < len(weights) // 2 - 1:
+            x = tf.nn.relu(x)
     return x
-
-
-# Eager: a few operations on everything at once, whose shapes change from call to call.
-
-
-def _forward(x: tf.Tensor, weights: list[tf.Tensor], masks: list[tf.Tensor] | None, head: str) -> tf.Tensor:
-    logits = _logits(x[:, None], weights, masks)
-    return {"sigmoid": tf.sigmoid, "softmax": tf.nn.softmax, "linear": tf.identity}[head](logits)
-
-
-def _losses(x: tf.Tensor, weights: list[tf.Tensor], y: tf.Tensor, head: str) -> tf.Tensor:
-    return _loss(_logits(x[:, None], weights, None)[:, 0], y, head)[0]
 
 
 def _draw_masks(

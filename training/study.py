@@ -18,7 +18,7 @@ from training import scores
 from training.collapse import is_constant
 from training.datasets import Dataset
 from training.errors import InputError
-from training.folds import Index, Job, OnProgress, Outcome, dense, fit_jobs, inner_folds, repeated_folds
+from training.folds import Index, Job, OnProgress, Outcome, fit_jobs, inner_folds, repeated_folds
 from training.paired import Interval, corrected_interval
 from training.recipes import Recipe, changed
 
@@ -140,7 +140,7 @@ def study(
     """Carry it out. Raises TooFewRows. on_progress: called with the share that is done."""
     check_rows(data, folds)
     progress = on_progress if on_progress is not None else lambda share: None
-    fixed = variants(dense(base))
+    fixed = variants(base)
     candidates = levels(fixed)
     splits = repeated_folds(data.y, data.task, folds=folds, repeats=repeats, seed=seed)
     # Fits of the inner folds, which have half the rows, and of the outer ones.

@@ -24,7 +24,7 @@ from training import scores, search
 from training.collapse import TRIES, constant_answer, is_constant
 from training.datasets import Dataset
 from training.errors import InputError
-from training.folds import Index, Job, Outcome, dense, fit_jobs, inner_folds
+from training.folds import Index, Job, Outcome, fit_jobs, inner_folds
 from training.paired import Interval, corrected_interval
 from training.recipes import Recipe
 
@@ -147,8 +147,6 @@ class Tuned:
     collapsed: int
     # Whether the winner is one of those, since there was no other.
     winner_collapsed: bool
-    # Whether the rows are images, which are searched as rows of pixels.
-    on_images: bool
     # Outer folds whose net was a constant with every seed: their scores are in the nested estimate.
     collapsed_outer: int
 
@@ -219,7 +217,6 @@ def tune(
         search.count(winner, optuna.trial.TrialState.PRUNED),
         sum(search.is_collapsed(trial) for trial in winner.get_trials(states=[optuna.trial.TrialState.COMPLETE])),
         search.is_collapsed(best),
-        data.x.ndim > 2,
         sum(collapsed for _, collapsed in tried),
     )
 
@@ -309,8 +306,3 @@ def _constant_loss(data: Dataset, train: Index, held: Index) -> float:
     if data.task == "regression":
         return float(np.mean(np.square((answer - y) / data.y[train].std(dtype=np.float64))))
     return scores.classification(answer, y)["nll"]
-
-
-def space(base: Recipe, dimensions: tuple[str, ...]) -> Space:
-    """Around a recipe. Images are searched with dense layers on their pixels: convolutions cannot be stacked."""
-    return Space(dense(base), dimensions)

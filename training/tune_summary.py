@@ -50,10 +50,6 @@ def sentences(found: Tuned, settings: Settings) -> str:
         f"Its {objective} of {found.selected_score:.3f} is too good: it was selected for it. "
         f"The same answer to every row has {found.constant_score:.3f}.",
     ]
-    if recipe.architecture == "dense" and found.on_images:
-        lines.append(
-            "Images were taken as rows of pixels, under dense layers: no convolutions are searched or published."
-        )
     if found.winner_collapsed:
         lines.append(
             "Every trial had nets that collapsed: they answer the same to every row. Lower rates are not in the space; "

@@ -43,7 +43,7 @@ def sonar_search(tmp_path, fixed):
     data = load("sonar")
     rows = split(data.y, data.task).train
     settings = tune.Settings(
-        space=tune.space(replace(DEFAULTS["sonar"], epochs=150), ()),
+        space=tune.Space(replace(DEFAULTS["sonar"], epochs=150), ()),
         objective="nll",
         trials=len(fixed),
         folds=2,
@@ -70,8 +70,6 @@ def test_a_collapsed_trial_does_not_win_with_a_better_loss(tmp_path):
     said = tuned_sentences(found, settings)
     assert "In 1 of the trials a net collapsed" in said
     assert "No trial without collapsed nets has a better nll than that one answer." in said
-    assert "rows of pixels" not in said
-    assert "rows of pixels, under dense layers" in tuned_sentences(replace(found, on_images=True), settings)
     assert document(found, settings)["trials"]["collapsed"] == 1
 
 

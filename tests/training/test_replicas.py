@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 
 from training import replicas
+from training.convolutions import convolutions
 from training.recipes import Recipe
-from training.replicas import NotStackable, Replica, Rows, train_stack
+from training.replicas import NotStackable, Replica, Rows, Trained, train_stack
 
 SGD = Recipe(
     architecture="dense",
@@ -25,6 +26,10 @@ SGD = Recipe(
     batch_size=8,
 )
 ADAM = replace(SGD, optimizer="adam", learning_rate=0.02)
+# As many hidden units as a few steps of dropout leave alive.
+ALIVE = replace(ADAM, architecture="convolutional", hidden_units=(20,), learning_rate=0.001)
+CNN_SGD = replace(SGD, architecture="convolutional", hidden_units=(6,), epochs=3)
+CNN_ADAM = replace(CNN_SGD, optimizer="adam", learning_rate=0.005)
 
 
 def table(head, outputs=1, groups=2):
@@ -39,6 +44,28 @@ def table(head, outputs=1, groups=2):
     return Rows(x, np.tile(y, (groups, 1)), head, outputs)
 
 
+def images(shape, head="softmax", outputs=3):
+    """Blots of which some pixels are equal, as in digits: ties within a square that is pooled."""
+    generator = np.random.default_rng(4)
+    x = generator.integers(0, 3, size=(2, 50, *shape)) / 2
+    signal = x[0, :, 1:4, 1:4].mean(axis=(1, 2, 3)) - x[0, :, 4:7, 1:4].mean(axis=(1, 2, 3))
+    y = {"softmax": np.digitize(signal, [-0.1, 0.1]), "sigmoid": signal > 0}[head]
+    flat = x.reshape(2, 50, -1).astype(np.float32)
+    return Rows(flat, np.tile(y.astype(np.float32), (2, 1)), head, outputs, image=shape)
+
+
+def sites(rows, recipe):
+    """Shapes of the activations that dropout may stand behind: the inputs and every layer but the last."""
+    shapes: list[tuple[int, ...]] = []
+    height, width, channels = rows.image or (0, 0, 0)
+    if recipe.architecture == "convolutional":
+        shapes.append((height, width, channels))
+        while len(shapes) == 1 or min(height, width) > 8:
+            height, width = height // 2, width // 2
+            shapes.append((height, width, 32 if len(shapes) == 1 else 64))
+    return [*(shapes or [(rows.x.shape[-1],)]), *((units,) for units in recipe.hidden_units)]
+
+
 class Batches(keras.utils.PyDataset):
     """The batches and masks of one replica, epoch by epoch, as `Replica`'s seed gives them."""
 
@@ -46,6 +73,7 @@ class Batches(keras.utils.PyDataset):
         super().__init__()
         self.x, self.y = rows.x[replica.group], rows.y[replica.group]
         self.replica, self.epoch = replica, 0
+        self.sites = sites(rows, replica.recipe)
 
     def __len__(self):
         return math.ceil(len(self.replica.train_rows) / self.replica.recipe.batch_size)
@@ -57,22 +85,30 @@ class Batches(keras.utils.PyDataset):
         chosen = self.replica.train_rows[order[at * recipe.batch_size : (at + 1) * recipe.batch_size]]
         step = tf.constant([self.epoch * len(self) + at])
         masks = []
-        for site, units in enumerate((self.x.shape[1], *recipe.hidden_units)):
+        for site, shape in enumerate(self.sites):
             rate = recipe.hidden_dropout if site else recipe.visible_dropout
-            bits = replicas.mask_bits(seeds, site, step, recipe.batch_size, units)[0].numpy()[: len(chosen)]
-            masks.append(np.where(bits >= np.round(rate * 65536), 1 / (1 - rate), 0).astype(np.float32))
-        return (self.x[chosen], *masks), self.y[chosen]
+            bits = replicas.mask_bits(seeds, site, step, recipe.batch_size, math.prod(shape))[0].numpy()[: len(chosen)]
+            mask = np.where(bits >= np.round(rate * 65536), 1 / (1 - rate), 0).astype(np.float32)
+            masks.append(mask.reshape(-1, *shape))
+        return (self.x[chosen].reshape(-1, *self.sites[0]), *masks), self.y[chosen]
 
 
 def keras_alone(rows, replica, weights, patience=None):
     """Keras's own fit of one net, its dropout replaced by a product with given masks."""
     recipe = replica.recipe
     bound = None if recipe.max_norm is None else keras.constraints.MaxNorm(recipe.max_norm)
-    inputs = keras.Input([rows.x.shape[-1]])
-    masks = [keras.Input([units]) for units in (rows.x.shape[-1], *recipe.hidden_units)]
+    shapes = sites(rows, recipe)
+    inputs = keras.Input(shapes[0])
+    masks = [keras.Input(shape) for shape in shapes]
     hidden = inputs * masks[0]
-    for units, mask in zip(recipe.hidden_units, masks[1:], strict=True):
-        hidden = keras.layers.Dense(units, activation="relu", kernel_constraint=bound)(hidden) * mask
+    for shape, mask in zip(shapes[1:], masks[1:], strict=True):
+        if len(shape) == 3:
+            maps = keras.layers.Conv2D(shape[-1], 3, padding="same", activation="relu")(hidden)
+            hidden = keras.layers.MaxPooling2D(2)(maps) * mask
+        else:
+            hidden = hidden if len(hidden.shape) == 2 else keras.layers.Flatten()(hidden)
+            hidden = keras.layers.Dense(shape[0], activation="relu", kernel_constraint=bound)(hidden) * mask
+    hidden = hidden if len(hidden.shape) == 2 else keras.layers.Flatten()(hidden)
     activation = None if rows.head == "linear" else rows.head
     model = keras.Model([inputs, *masks], keras.layers.Dense(rows.outputs, activation=activation)(hidden))
     model.set_weights(weights)
@@ -93,7 +129,8 @@ def keras_alone(rows, replica, weights, patience=None):
     watch = {}
     if patience is not None:
         x, y = (values[replica.group][replica.stop_rows] for values in (rows.x, rows.y))
-        ones = [np.ones((len(x), mask.shape[1]), np.float32) for mask in masks]
+        x = x.reshape(-1, *shapes[0])
+        ones = [np.ones((len(x), *shape), np.float32) for shape in shapes]
         callbacks.append(keras.callbacks.EarlyStopping(patience=patience, restore_best_weights=True))
         watch = {"validation_data": ((x, *ones), y)}
     history = model.fit(batches, epochs=recipe.epochs, shuffle=False, verbose=0, callbacks=callbacks, **watch)
@@ -101,11 +138,13 @@ def keras_alone(rows, replica, weights, patience=None):
 
 
 def assert_as_keras_alone(rows, stack, patience=None, block_epochs=25):
-    widths = (rows.x.shape[-1], *stack[0].recipe.hidden_units, rows.outputs)
-    start = replicas.initial_weights(widths, [one.seed + 100 for one in stack])
+    widths = (*(math.prod(shape) for shape in sites(rows, stack[0].recipe)), rows.outputs)
+    is_image = stack[0].recipe.architecture == "convolutional"
+    layers = convolutions(rows.image) if is_image else ()
+    start = replicas.initial_weights(widths, [one.seed + 100 for one in stack], layers)
     trained = train_stack(rows, stack, weights=start, patience=patience, block_epochs=block_epochs)
     for number, replica in enumerate(stack):
-        alone = [value[number].reshape(value.shape[2:] if value.shape[1] == 1 else value.shape[1:]) for value in start]
+        alone = Trained(rows, tuple(stack), start, np.zeros(0, np.float32), np.zeros(0, np.int64)).keras_weights(number)
         watched = patience if replica.stop_rows is not None else None
         weights, losses = keras_alone(rows, replica, alone, watched)
         for ours, theirs in zip(trained.keras_weights(number), weights, strict=True):
@@ -155,6 +194,41 @@ def test_early_stopping_is_keras_s_for_each_replica_by_itself():
     trained = assert_as_keras_alone(table("sigmoid"), stack, patience=3, block_epochs=7)
     assert len(set(trained.epochs.tolist())) > 1
     assert trained.epochs[3] == 20
+
+
+@pytest.mark.parametrize(
+    ("shape", "head", "outputs"),
+    [((8, 8, 1), "softmax", 3), ((9, 11, 3), "sigmoid", 1), ((18, 19, 2), "softmax", 3)],
+    ids=["one convolution", "odd sides and colours", "two convolutions"],
+)
+@pytest.mark.parametrize("base", [CNN_SGD, CNN_ADAM], ids=["sgd", "adam"])
+def test_a_stack_of_convolutional_nets_is_each_net_trained_alone(base, shape, head, outputs):
+    changes = [
+        {"visible_dropout": 0.2, "hidden_dropout": 0.5},
+        {"learning_rate": base.learning_rate / 2, "max_norm": 0.8, "epochs": 2},
+        {"hidden_dropout": 0.3, "momentum": 0.5, "max_norm": 1.5},
+    ]
+    stack = [
+        Replica(replace(base, **one), train_rows=ROWS[: (33, 40, 41)[number]], group=number % 2, seed=number + 5)
+        for number, one in enumerate(changes)
+    ]
+    assert_as_keras_alone(images(shape, head, outputs), stack, block_epochs=2)
+
+
+def test_convolutional_nets_are_stopped_early_as_keras_does():
+    chosen = replace(CNN_SGD, epochs=12, hidden_dropout=0.2)
+    stack = [
+        Replica(replace(chosen, learning_rate=rate), ROWS[:30], seed=seed, stop_rows=stop)
+        for seed, (rate, stop) in enumerate([(0.2, ROWS[30:40]), (0.01, ROWS[32:50]), (0.1, None)])
+    ]
+    trained = assert_as_keras_alone(images((8, 8, 1)), stack, patience=2, block_epochs=5)
+    assert len(set(trained.epochs.tolist())) > 1
+    assert trained.epochs[2] == 12
+
+
+def test_a_convolutional_net_without_hidden_layers():
+    chosen = replace(CNN_SGD, hidden_units=(), visible_dropout=0.2, max_norm=1.0)
+    assert_as_keras_alone(images((8, 8, 1)), [Replica(chosen, ROWS[:30], seed=1), Replica(chosen, ROWS[5:], seed=2)])
 
 
 def test_a_net_without_hidden_layers():
@@ -214,6 +288,49 @@ def test_predictions_are_the_keras_net_s_own():
         np.testing.assert_allclose(answer, expected, atol=1e-5)
 
 
+def convolutional_model(recipe, rate):
+    layers = [keras.Input((18, 19, 2)), keras.layers.Dropout(recipe.visible_dropout)]
+    for filters in (32, 64):
+        layers += [keras.layers.Conv2D(filters, 3, padding="same", activation="relu"), keras.layers.MaxPooling2D(2)]
+        layers.append(keras.layers.Dropout(rate))
+    layers += [keras.layers.Flatten(), keras.layers.Dense(20, "relu"), keras.layers.Dropout(rate)]
+    return keras.Sequential([*layers, keras.layers.Dense(3, "softmax")])
+
+
+def test_answers_and_losses_of_a_convolutional_stack_are_the_keras_nets_own(monkeypatch):
+    # So little that rows and draws are answered in pieces.
+    monkeypatch.setattr(replicas, "PREDICT_FLOATS", 2 * 3 * 18 * 19 * 32)
+    rows, chosen = images((18, 19, 2)), replace(ALIVE, hidden_dropout=0.3, visible_dropout=0.1)
+    trained = train_stack(rows, [Replica(chosen, ROWS[:30], group=seed % 2, seed=seed) for seed in (1, 2)])
+    model = convolutional_model(chosen, 0.3)
+    own = [ROWS[30:], ROWS[41:]]
+    answers, losses, draws = trained.predict(own), trained.loss(own), trained.draws(own, 5)
+    few = trained.draws([ROWS[30:32], ROWS[41:42]], 2)
+    for number in range(2):
+        model.set_weights(trained.keras_weights(number))
+        group = trained.replicas[number].group
+        expected = np.array(model(rows.x[group][own[number]].reshape(-1, 18, 19, 2)))
+        np.testing.assert_allclose(answers[number], expected, atol=1e-5)
+        y = rows.y[group][own[number]].astype(int)
+        assert losses[number] == pytest.approx(-np.log(expected[np.arange(len(y)), y]).mean(), abs=1e-4)
+        np.testing.assert_allclose(draws[number][:2, : len(few[number][0])], few[number], atol=1e-6)
+        assert draws[number].std(axis=0).min() > 0
+
+
+def test_draws_of_a_convolutional_stack_have_the_moments_of_keras_s_dropout():
+    rows, chosen = images((18, 19, 2)), replace(ALIVE, hidden_dropout=0.3, visible_dropout=0.2)
+    trained = train_stack(rows, [Replica(chosen, ROWS[:30], seed=1)])
+    [draws] = trained.draws([ROWS[30:32]], 3000)
+    model = convolutional_model(chosen, 0.3)
+    model.set_weights(trained.keras_weights(0))
+    keras.utils.set_random_seed(0)
+    many = np.repeat(rows.x[0][ROWS[30:32]].reshape(-1, 18, 19, 2), 3000, axis=0)
+    expected = np.array(model(many, training=True)).reshape(2, 3000, 3)
+    error = 5 * np.sqrt(2 * expected.var(axis=1) / 3000)
+    assert (np.abs(draws.mean(axis=0) - expected.mean(axis=1)) < error).all()
+    np.testing.assert_allclose(draws.std(axis=0), expected.std(axis=1), rtol=0.1)
+
+
 def test_draws_have_the_moments_of_keras_s_dropout():
     """10,000 draws of a row, against as many of Keras's own Dropout."""
     rows = table("sigmoid")
@@ -245,6 +362,8 @@ def test_unlike_nets_are_refused():
     stack = [Replica(SGD, ROWS), Replica(replace(SGD, hidden_units=(3,)), ROWS)]
     with pytest.raises(NotStackable, match="2 kinds of networks"):
         train_stack(table("sigmoid"), stack)
+    with pytest.raises(NotStackable, match="rows that are no images"):
+        train_stack(table("sigmoid"), [Replica(CNN_SGD, ROWS)])
 
 
 def test_threefry_is_the_published_one():

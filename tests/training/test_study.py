@@ -44,8 +44,9 @@ def test_rows_are_encoded_as_the_network_s_own_preprocessing_does(name):
     data = load(name)
     choices = [np.arange(0, 100), np.arange(50, 170)]
     rows, scales, groups = encode(data, [*choices, choices[0]])
-    assert groups == [0, 1, 0]
-    for group, chosen in enumerate(choices):
+    # The scaling of pixels knows no training rows.
+    assert groups == ([0, 0, 0] if name == "digits" else [0, 1, 0])
+    for group, chosen in zip(groups, choices, strict=False):
         expected = Preprocessor.fit(data, chosen).encode(data.x).reshape(len(data.x), -1)
         np.testing.assert_allclose(rows.x[group], expected, atol=1e-4)
         np.testing.assert_allclose(rows.y[group] * scales[group][1] + scales[group][0], data.y, rtol=1e-5)

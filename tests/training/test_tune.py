@@ -121,7 +121,7 @@ def test_two_processes_split_the_trials(tmp_path):
 def settings(tmp_path, **changes):
     quick = replace(DEFAULTS["wine"], hidden_units=(8,), epochs=5)
     values: dict[str, Any] = {
-        "space": tune.space(quick, ("width", "max-norm", "learning-rate", "epochs")),
+        "space": tune.Space(quick, ("width", "max-norm", "learning-rate", "epochs")),
         "objective": "nll",
         "trials": 3,
         "folds": 2,
