@@ -657,16 +657,25 @@ def loadtest(
         float | None,
         typer.Option(metavar="R", min=0.01, help="Requests a second, by a schedule.", show_default="the profile's"),
     ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME:WEIGHT",
+            help="Share of the requests for this model; once for each of several.",
+            show_default="all to the one that answers where none is named",
+        ),
+    ] = None,
     rows: Annotated[
-        Path | None,
+        list[str] | None,
         typer.Option(
             metavar="FILE",
-            help="CSV or JSON file of rows to send.",
+            help="CSV or JSON file of rows to send; NAME=FILE for one of several models.",
             show_default="Sonar's where they fit the model, else the server's own examples",
         ),
     ] = None,
     target: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="The CSV file's column that is not a feature.")
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="The CSV file's column that is not a feature; NAME=COLUMN likewise."),
     ] = None,
     processes: Annotated[int, typer.Option(metavar="N", min=1, help="Processes that send.")] = 1,
     grpc: Annotated[
@@ -683,7 +692,15 @@ def loadtest(
     try:
         traffic = choose(profile, users=users, spawn_rate=spawn_rate, run_time=run_time, rate=rate)
         with Console(stderr=True).status(f"{profile} on {host}, {traffic.seconds:g} s a run"):
-            result = verdict.measure(host.rstrip("/"), traffic, rows, target, processes=processes, grpc=grpc)
+            result = verdict.measure(
+                host.rstrip("/"),
+                traffic,
+                rows or (),
+                target or (),
+                models=model or (),
+                processes=processes,
+                grpc=grpc,
+            )
         if html is not None:
             from loadtest import page
 
@@ -693,7 +710,8 @@ def loadtest(
     if as_json:
         print(json.dumps(result.document(), indent=2))
     else:
-        Console().print(result.table())
+        # Where it is piped or kept, names are not to be broken.
+        Console(width=None if sys.stdout.isatty() else 100).print(result.table())
     raise typer.Exit(0 if result.passed else 1)
 
 

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 SUM_TOLERANCE = 1e-5
 # Matrix products block differently with the batch: two answers to one row agree to this, relative above 1.
 SAME_TOLERANCE = 2e-6
+# A distance in features that are scaled by the inverse of their covariance: it magnifies their own last digits.
+NOVELTY_TOLERANCE = 2e-5
 # An identity between float32 numbers: absolute, and relative as well.
 IDENTITY_TOLERANCE = 1e-5
 
@@ -155,18 +157,25 @@ class Memory:
     def __init__(self) -> None:
         self._first: dict[tuple, dict[str, Any]] = {}
 
-    def check_predict(self, body: bytes, rows: list[int]) -> None:
-        """Raise AnswerError unless `body` is a right answer of `/predict` to the rows with these numbers."""
+    def check_predict(self, body: bytes, rows: list[int], model: str = "") -> None:
+        """Raise AnswerError unless `body` is a right answer of `/predict` to the rows with these numbers.
+
+        model: whose answer it must be; "": any one's.
+        """
         answer = _parsed(PredictAnswer.model_validate_json, body)
+        _check_model(answer, model)
         for prediction in answer.predictions:
             for output in _outputs(prediction):
                 form = ValuePrediction if "mean" in output else ClassPrediction
                 _parsed(form.model_validate, output).check()
         self._compare(answer, rows, "predict")
 
-    def check_uncertainty(self, body: bytes, rows: list[int], num_samples: int | None, seed: int | None) -> None:
+    def check_uncertainty(
+        self, body: bytes, rows: list[int], num_samples: int | None, seed: int | None, model: str = ""
+    ) -> None:
         """Raise AnswerError unless `body` is a right answer of `/uncertainty`; None: not sent, the model's default."""
         answer = _parsed(UncertaintyAnswer.model_validate_json, body)
+        _check_model(answer, model)
         if seed is not None and answer.seed != seed:
             raise AnswerError(f"seed is {answer.seed}, wanted {seed}")
         for prediction in answer.predictions:
@@ -198,6 +207,11 @@ class Memory:
             difference = _difference(first, found)
             if difference is not None:
                 raise AnswerError(f"row {row} was answered differently before: {difference}")
+
+
+def _check_model(answer: PredictAnswer, wanted: str) -> None:
+    if wanted and answer.model.name != wanted:
+        raise AnswerError(f"model {answer.model.name!r} answered, wanted {wanted!r}")
 
 
 def _parsed(validate: Any, content: Any) -> Any:
@@ -238,7 +252,8 @@ def _difference(first: Any, found: Any, where: str = "") -> str | None:
                 return f"{where} has {len(found)} values, {len(first)} before"
             parts = [(a, b, f"{where}[{i}]") for i, (a, b) in enumerate(zip(first, found, strict=True))]
         case (float() | int(), float() | int()) if not isinstance(first, bool):
-            same = abs(first - found) <= SAME_TOLERANCE * max(1.0, abs(first), abs(found))
+            tolerance = NOVELTY_TOLERANCE if where.rpartition(".")[2] == "novelty" else SAME_TOLERANCE
+            same = abs(first - found) <= tolerance * max(1.0, abs(first), abs(found))
             return None if same else f"{where} is {found!r}, {first!r} before"
         case _:
             return None if first == found else f"{where} is {found!r}, {first!r} before"

@@ -12,6 +12,7 @@ import itertools
 import json
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from locust import FastHttpUser, User, constant, events, task
 from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
-from loadtest import answers, rows, tensors
+from loadtest import answers, subjects, tensors
 from loadtest.arrivals import Schedule
-from loadtest.profile import spread
+from loadtest.profile import NATIVE, request_name, spread
 from loadtest.server_metrics import read_totals
 
 # Most requests carry one row; some a handful, in which each row must be answered as if alone.
@@ -42,18 +43,29 @@ MEMORY = answers.Memory()
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any, **_: Any) -> None:
     options = parser.add_argument_group("dropserve options")
-    options.add_argument("--rows", default="", help="CSV or JSON file of rows (default: Sonar's, or the server's own)")
-    options.add_argument("--target", default="", help="the CSV file's column that is not a feature")
+    options.add_argument(
+        "--rows",
+        action="append",
+        default=[],
+        help="CSV or JSON file of rows, or MODEL=FILE (default: the server's own)",
+    )
+    options.add_argument("--target", action="append", default=[], help="the CSV file's column that is no feature")
     options.add_argument("--traffic-seed", type=int, default=0, help="same seed, same traffic")
     options.add_argument("--report", default="", help="write the figures of the run to this JSON file")
     options.add_argument("--phases", default="", help="JSON: [[seconds, requests a second], ...]; none: back to back")
-    options.add_argument("--mix", default='{"PredictUser": 1, "UncertaintyUser": 1}', help="JSON: weights of the users")
+    options.add_argument(
+        "--mix", default=json.dumps(NATIVE), help="JSON: weights of the users, or of the models of each"
+    )
     options.add_argument("--grpc", default="", help="address of the gRPC port, as 127.0.0.1:8500")
 
 
 @events.init.add_listener
 def choose_users(environment: Any, **_: Any) -> None:
-    mix = json.loads(environment.parsed_options.mix)
+    given = json.loads(environment.parsed_options.mix)
+    environment.mix = {
+        kind: models if isinstance(models, dict) else {subjects.DEFAULT: models} for kind, models in given.items()
+    }
+    mix = {kind: sum(models.values()) for kind, models in environment.mix.items()}
     environment.user_classes = [kind for kind in environment.user_classes if mix.get(kind.__name__)]
     users = environment.parsed_options.num_users
     for kind in environment.user_classes:
@@ -70,11 +82,9 @@ def choose_users(environment: Any, **_: Any) -> None:
 def prepare(environment: Any, **_: Any) -> None:
     """Read the rows; watch the server."""
     options = environment.parsed_options
-    path = Path(options.rows) if options.rows else None
-    environment.rows = rows.choose(environment.host, path, options.target or None)
-    if any(issubclass(kind, _TensorCaller) for kind in environment.user_classes):
-        environment.table = tensors.check(environment.host, environment.rows)
-        environment.vectors = [tensors.vector_of(row) for row in environment.rows]
+    models = {model: None for weights in environment.mix.values() for model in weights}
+    given = subjects.sources(options.rows, options.target, models)
+    environment.subjects = subjects.gather(environment.host, environment.mix, given)
     environment.timeline = []
     if not isinstance(environment.runner, WorkerRunner):
         gevent.spawn(_watch, environment)
@@ -105,8 +115,12 @@ class _Caller:
     def on_start(self) -> None:
         self.choices = random.Random(f"{self.environment.parsed_options.traffic_seed} {next(_Caller._numbers)}")
 
-    def some_rows(self) -> list[int]:
-        return self.choices.choices(range(len(self.environment.rows)), k=self.choices.choice(ROWS_PER_REQUEST))
+    def some_rows(self) -> tuple[str, subjects.Subject, list[int]]:
+        """A model, what is known of it, and the numbers of some of its rows."""
+        weights = self.environment.mix[type(self).__name__]
+        model = next(iter(weights)) if len(weights) == 1 else self.choices.choices([*weights], [*weights.values()])[0]
+        subject = self.environment.subjects[model]
+        return model, subject, self.choices.choices(range(len(subject.rows)), k=self.choices.choice(ROWS_PER_REQUEST))
 
     def due(self) -> float:
         """Wait until the next request is due; when that was, which is past where all users were busy."""
@@ -137,9 +151,9 @@ class _HttpCaller(_Caller, FastHttpUser):
             except answers.AnswerError as error:
                 response.failure(str(error))
 
-    def ask(self, path: str, row_numbers: list[int], due: float, check: Any, **parameters: Any) -> None:
-        body = {"instances": [self.environment.rows[number] for number in row_numbers], **parameters}
-        self.send(path, path, json.dumps(body).encode(), {"Content-Type": "application/json"}, due, check)
+    def ask(self, path: str, name: str, instances: list[Any], due: float, check: Any, **parameters: Any) -> None:
+        body = {"instances": instances, **parameters}
+        self.send(path, name, json.dumps(body).encode(), {"Content-Type": "application/json"}, due, check)
 
 
 class PredictUser(_HttpCaller):
@@ -148,8 +162,13 @@ class PredictUser(_HttpCaller):
     @task
     def predict(self) -> None:
         due = self.due()
-        row_numbers = self.some_rows()
-        self.ask("/predict", row_numbers, due, lambda answer: MEMORY.check_predict(answer.content, row_numbers))
+        model, subject, row_numbers = self.some_rows()
+        instances = [subject.rows[number] for number in row_numbers]
+
+        def check(answer: Any) -> None:
+            MEMORY.check_predict(answer.content, row_numbers, model)
+
+        self.ask("/predict", request_name("PredictUser", model), instances, due, check)
 
 
 class UncertaintyUser(_HttpCaller):
@@ -158,26 +177,45 @@ class UncertaintyUser(_HttpCaller):
     @task
     def uncertainty(self) -> None:
         due = self.due()
-        row_numbers = self.some_rows()
+        model, subject, row_numbers = self.some_rows()
+        instances = [subject.rows[number] for number in row_numbers]
         sent = {"num_samples": self.choices.choice(NUM_SAMPLES), "seed": self.choices.choice(SEEDS)}
         parameters = {name: value for name, value in sent.items() if value is not None}
 
         def check(answer: Any) -> None:
-            MEMORY.check_uncertainty(answer.content, row_numbers, **sent)
+            MEMORY.check_uncertainty(answer.content, row_numbers, **sent, model=model)
 
-        self.ask("/uncertainty", row_numbers, due, check, **parameters)
+        self.ask("/uncertainty", request_name("UncertaintyUser", model), instances, due, check, **parameters)
+
+
+@dataclass(frozen=True)
+class _Question:
+    """name: how the request is called; vectors: the rows with these numbers."""
+
+    name: str
+    table: tensors.Table
+    row_numbers: list[int]
+    vectors: list[list[float]]
+    num_samples: int
+    seed: int
+
+    @property
+    def asked(self) -> tuple[tensors.Table, list[list[float]], int, int]:
+        return self.table, self.vectors, self.num_samples, self.seed
+
+    def check(self, outputs: tensors.Outputs) -> None:
+        tensors.check_outputs(self.table, outputs)
+        found = tensors.predictions(outputs, len(self.row_numbers))
+        MEMORY.check_draws(self.table.model, found, self.row_numbers, self.num_samples, self.seed)
 
 
 class _TensorCaller(_Caller):
-    def question(self) -> tuple[list[int], list[list[float]], int, int]:
-        """Numbers of the rows, the rows, and the draws to ask for."""
-        row_numbers = self.some_rows()
-        vectors = [self.environment.vectors[number] for number in row_numbers]
-        return row_numbers, vectors, *self.choices.choice(TENSOR_DRAWS)
-
-    def check(self, outputs: tensors.Outputs, row_numbers: list[int], num_samples: int, seed: int) -> None:
-        found = tensors.predictions(outputs, len(row_numbers))
-        MEMORY.check_draws(self.environment.table.model, found, row_numbers, num_samples, seed)
+    def question(self) -> _Question:
+        model, subject, row_numbers = self.some_rows()
+        assert subject.table is not None
+        vectors = [subject.vectors[number] for number in row_numbers]
+        name = request_name(type(self).__name__, model)
+        return _Question(name, subject.table, row_numbers, vectors, *self.choices.choice(TENSOR_DRAWS))
 
 
 class TensorFlowServingUser(_TensorCaller, _HttpCaller):
@@ -186,42 +224,39 @@ class TensorFlowServingUser(_TensorCaller, _HttpCaller):
     @task
     def predict(self) -> None:
         due = self.due()
-        row_numbers, vectors, num_samples, seed = self.question()
-        table = self.environment.table
-        body = tensors.rest_body(table, vectors, num_samples, seed)
+        question = self.question()
 
         def check(answer: Any) -> None:
-            self.check(tensors.rest_outputs(answer.content), row_numbers, num_samples, seed)
+            question.check(tensors.rest_outputs(answer.content))
 
-        path = f"/v1/models/{table.model}:predict"
-        self.send(path, "/v1 predict", body, {"Content-Type": "application/json"}, due, check)
+        path = f"/v1/models/{question.table.model}:predict"
+        headers = {"Content-Type": "application/json"}
+        self.send(path, question.name, tensors.rest_body(*question.asked), headers, due, check)
 
 
 class V2JsonUser(_TensorCaller, _HttpCaller):
     """`POST /v2/models/NAME/infer`, Open Inference in JSON."""
 
     binary = False
-    shown = "/v2 infer, JSON"
 
     @task
     def infer(self) -> None:
         due = self.due()
-        row_numbers, vectors, num_samples, seed = self.question()
-        table = self.environment.table
-        body, headers = tensors.v2_body(table, vectors, num_samples, seed, binary=self.binary)
+        question = self.question()
+        model = question.table.model
+        body, headers = tensors.v2_body(*question.asked, binary=self.binary)
 
         def check(answer: Any) -> None:
             length = answer.headers.get("Inference-Header-Content-Length")
-            self.check(tensors.v2_outputs(answer.content, length), row_numbers, num_samples, seed)
+            question.check(tensors.v2_outputs(answer.content, length, model))
 
-        self.send(f"/v2/models/{table.model}/infer", self.shown, body, headers, due, check)
+        self.send(f"/v2/models/{model}/infer", question.name, body, headers, due, check)
 
 
 class V2BinaryUser(V2JsonUser):
     """The same with raw tensors behind the JSON."""
 
     binary = True
-    shown = "/v2 infer, binary"
 
 
 class GrpcUser(_TensorCaller, User):
@@ -247,14 +282,14 @@ class GrpcUser(_TensorCaller, User):
         import grpc
 
         due = self.due()
-        row_numbers, vectors, num_samples, seed = self.question()
+        question = self.question()
         failure: Exception | None = None
         content = b""
         try:
-            body = self._messages.body(self.environment.table, vectors, num_samples, seed)
+            body = self._messages.body(*question.asked)
             content = self._call(body, timeout=TIMEOUT_S)
             taken = (time.perf_counter() - due) * 1000
-            self.check(self._messages.outputs(content), row_numbers, num_samples, seed)
+            question.check(self._messages.outputs(content, question.table.model))
         except grpc.RpcError as error:
             taken = (time.perf_counter() - due) * 1000
             failure = answers.AnswerError(f"status {error.code().name}, wanted OK: {error.details()}")
@@ -262,7 +297,7 @@ class GrpcUser(_TensorCaller, User):
             failure = error
         self.environment.events.request.fire(
             request_type="gRPC",
-            name="gRPC Predict",
+            name=question.name,
             response_time=taken,
             response_length=len(content),
             exception=failure,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from loadtest.errors import LoadTestError
@@ -18,6 +19,17 @@ ALL_PROTOCOLS = {
     "V2JsonUser": 1,
     "V2BinaryUser": 2,
     "GrpcUser": 2,
+}
+# Those that name the model, on the port of the native endpoints.
+BY_NAME = {"TensorFlowServingUser": 2, "V2JsonUser": 1, "V2BinaryUser": 2}
+# What they call their requests.
+NAMES = {
+    "PredictUser": "/predict",
+    "UncertaintyUser": "/uncertainty",
+    "TensorFlowServingUser": "/v1 predict",
+    "V2JsonUser": "/v2 infer, JSON",
+    "V2BinaryUser": "/v2 infer, binary",
+    "GrpcUser": "gRPC Predict",
 }
 
 
@@ -97,7 +109,12 @@ PROFILES = {
 }
 
 
-def spread(users: int, mix: dict[str, int]) -> dict[str, int]:
+def request_name(kind: str, model: str) -> str:
+    """model: "" where none is named."""
+    return f"{NAMES[kind]}, {model}" if model else NAMES[kind]
+
+
+def spread(users: int, mix: Mapping[str, float]) -> dict[str, int]:
     """How many users of each kind: in proportion to the weights, one at least, `users` together."""
     counts = dict.fromkeys(mix, 1)
     for _ in range(users - len(mix)):

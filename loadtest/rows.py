@@ -10,17 +10,14 @@ import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 
 from loadtest.errors import RowsError
+from loadtest.manifest import Instance, Manifest
 
 SONAR = Path(__file__).with_name("sonar.csv")
 SONAR_TARGET = "object"
-
-# A list of numbers, an object by feature name, nested lists of an image: whatever the server's `instances` hold.
-Instance = Any
 
 
 @dataclass(frozen=True)
@@ -38,15 +35,25 @@ def choose(host: str, path: Path | None, target: str | None) -> list[Instance]:
     a list of instances or {"instances": [...]}. target: the CSV file's column that is not a feature.
     Raises RowsError where the file or the server has no usable rows.
     """
-    if path is None:
-        form = _form(host)
-        names, rows = read_csv(SONAR, SONAR_TARGET)
-        return [dict(zip(names, row, strict=True)) for row in rows] if form.names == set(names) else form.examples
-    if path.suffix == ".json":
+    if path is not None and path.suffix == ".json":
         return read_json(path)
-    names, rows = read_csv(path, target)
-    by_name = _form(host).names >= set(names)
-    return [dict(zip(names, row, strict=True)) for row in rows] if by_name else list(rows)
+    form = _form(host)
+    return _fitting(path, target, form.names) or form.examples
+
+
+def choose_for(model: Manifest, path: Path | None, target: str | None) -> list[Instance]:
+    """The same for a model by its manifest, which gives more rows than the examples where it knows how."""
+    if path is not None and path.suffix == ".json":
+        return read_json(path)
+    return _fitting(path, target, frozenset(model.columns)) or model.rows()
+
+
+def _fitting(path: Path | None, target: str | None, names: frozenset[str]) -> list[Instance]:
+    """The rows of a CSV file, by name where all its names are known; without one Sonar's, or none if not its names."""
+    header, found = read_csv(SONAR, SONAR_TARGET) if path is None else read_csv(path, target)
+    if path is None and names != set(header):
+        return []
+    return [dict(zip(header, row, strict=True)) for row in found] if names >= set(header) else list(found)
 
 
 def read_json(path: Path) -> list[Instance]:

@@ -1,7 +1,7 @@
 """The three tensor protocols of a server, as bytes: TensorFlow Serving's REST and gRPC, and Open Inference (V2).
 
-For models that take one table of numbers. Nothing of TensorFlow is needed: the gRPC messages are built from what the
-server's own reflection says of them.
+For models that take one tensor of float32: a table of numbers, or images. Nothing of TensorFlow is needed: the gRPC
+messages are built from what the server's own reflection says of them.
 """
 
 from __future__ import annotations
@@ -9,14 +9,18 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
+from loadtest import manifest
 from loadtest.answers import AnswerError
 from loadtest.errors import LoadTestError
+from loadtest.manifest import Input, Manifest
 
+DETERMINISTIC = "serving_default"
 SIGNATURE = "mc_sample"
 # Values of one output for some rows: a number, or a list of numbers, for each.
 Outputs = dict[str, list[Any]]
@@ -27,49 +31,68 @@ _PREDICT = "/tensorflow.serving.PredictionService/Predict"
 
 @dataclass(frozen=True)
 class Table:
-    """The model's input: its name, and how many numbers a row has."""
+    """The model's input, one tensor of float32: its name, a row's shape, and its columns' names where it has them.
+
+    outputs: of the answers that are not draws, with each one's shape for a row.
+    """
 
     model: str
     input: str
-    width: int
+    shape: tuple[int, ...]
+    columns: tuple[str, ...]
+    outputs: dict[str, tuple[int | None, ...]]
+
+    @property
+    def width(self) -> int:
+        return math.prod(self.shape)
+
+    def vector(self, row: Any) -> list[float]:
+        """The numbers of a row in the model's order; raises LoadTestError where they are not so many numbers."""
+        if isinstance(row, dict):
+            row = [row.get(name) for name in self.columns or (self.input,)]
+        flat = list(_flat(row))
+        if len(flat) != self.width or not all(type(value) in (int, float) for value in flat):
+            raise LoadTestError(
+                f"{self.model}: row {str(row)[:60]}: wanted {self.width} numbers, for the tensor protocols"
+            )
+        return flat
 
 
 def check(host: str, rows: list[Any]) -> Table:
     """The table of the server's default model; raises LoadTestError where the tensor protocols cannot send `rows`."""
     try:
         answer = httpx.post(f"{host}/predict", json={"instances": rows[:1]}, timeout=30).raise_for_status().json()
-        table = describe(host, answer["model"]["name"])
+        name = answer["model"]["name"]
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
         raise LoadTestError(f"{host}/predict: does not answer the first row ({error!r})") from error
-    for number, vector in enumerate(map(vector_of, rows)):
-        if len(vector) != table.width or not all(type(value) in (int, float) for value in vector):
-            raise LoadTestError(f"row {number}: wanted {table.width} numbers, for the tensor protocols")
-    return table
+    return describe(manifest.read(host, name))
 
 
-def vector_of(row: Any) -> list[Any]:
-    """A row by position: that of a file or an example is in the model's order already."""
-    return list(row.values()) if isinstance(row, dict) else list(row)
-
-
-def describe(host: str, model: str) -> Table:
-    """What the V2 protocol says of the model; raises LoadTestError where it does not take one table of numbers."""
-    url = f"{host}/v2/models/{model}"
-    try:
-        inputs = httpx.get(url, timeout=30).raise_for_status().json()["inputs"]
-        shapes = [(item["name"], item["datatype"], item["shape"]) for item in inputs]
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-        raise LoadTestError(f"{url}: no description of the model ({error!r}); wanted a dropserve server") from error
-    match shapes:
-        case [(str(name), "FP32", [-1, int(width)])] if width > 0:
-            return Table(model, name, width)
+def describe(model: Manifest) -> Table:
+    """The model's table; raises LoadTestError where it does not take one tensor of numbers."""
+    match model.inputs:
+        case [Input(dtype="float32") as item] if item.shape and None not in item.shape:
+            outputs = {tensor.name: tuple(tensor.shape[1:]) for tensor in model.signatures[DETERMINISTIC].outputs}
+            shape = tuple(size for size in item.shape if size is not None)
+            return Table(model.name, item.name, shape, tuple(model.columns), outputs)
+    inputs = ", ".join(f"{item.name} ({item.dtype} {item.shape})" for item in model.inputs)
     raise LoadTestError(
-        f"{url}: inputs {shapes}; wanted one table of numbers for the tensor protocols, or --profile smoke"
+        f"model {model.name}: its inputs are {inputs}; "
+        "wanted one of float32 with a fixed shape for the tensor protocols, or --profile smoke"
     )
 
 
+def check_outputs(table: Table, outputs: Outputs) -> None:
+    """Raise AnswerError unless the deterministic answer's outputs are there, with as many values for each row."""
+    for name, shape in table.outputs.items():
+        for value in outputs.get(name, [None]):
+            found = (len(value),) if isinstance(value, list) else () if isinstance(value, (int, float)) else None
+            if found is None or len(found) != len(shape) or (found != shape and None not in shape):
+                raise AnswerError(f"{name} is of shape {found} for a row, wanted {shape} of {table.model}")
+
+
 def rest_body(table: Table, rows: list[list[float]], num_samples: int, seed: int) -> bytes:
-    inputs = {table.input: rows, "num_samples": num_samples, "seed": seed}
+    inputs = {table.input: [_nested(row, table.shape) for row in rows], "num_samples": num_samples, "seed": seed}
     return json.dumps({"signature_name": SIGNATURE, "inputs": inputs}).encode()
 
 
@@ -84,10 +107,10 @@ def v2_body(
     table: Table, rows: list[list[float]], num_samples: int, seed: int, *, binary: bool
 ) -> tuple[bytes, dict[str, str]]:
     """The body and the headers of a V2 request."""
-    tensor: dict[str, Any] = {"name": table.input, "shape": [len(rows), table.width], "datatype": "FP32"}
+    tensor: dict[str, Any] = {"name": table.input, "shape": [len(rows), *table.shape], "datatype": "FP32"}
     parameters = {"signature": SIGNATURE, "num_samples": num_samples, "seed": seed}
     if not binary:
-        tensor["data"] = rows
+        tensor["data"] = [_nested(row, table.shape) for row in rows]
         return json.dumps({"inputs": [tensor], "parameters": parameters}).encode(), {"Content-Type": "application/json"}
     raw = _floats(rows)
     tensor["parameters"] = {"binary_data_size": len(raw)}
@@ -96,12 +119,14 @@ def v2_body(
     return head + raw, headers
 
 
-def v2_outputs(content: bytes, head_length: str | None) -> Outputs:
-    """head_length: the answer's `Inference-Header-Content-Length`, where it is binary."""
+def v2_outputs(content: bytes, head_length: str | None, model: str) -> Outputs:
+    """head_length: the answer's `Inference-Header-Content-Length`, where it is binary. model: who was asked."""
     length = len(content) if head_length is None else int(head_length)
+    head = _json(content[:length])
+    _check_model(head.get("model_name"), model)
     found: Outputs = {}
     place = length
-    for tensor in _json(content[:length]).get("outputs", []):
+    for tensor in head.get("outputs", []):
         size = tensor.get("parameters", {}).get("binary_data_size")
         if size is None:
             flat = tensor["data"]
@@ -132,7 +157,7 @@ class GrpcMessages:
         request.model_spec.signature_name = SIGNATURE
         features = request.inputs[table.input]
         features.dtype = _DT_FLOAT
-        for size in (len(rows), table.width):
+        for size in (len(rows), *table.shape):
             features.tensor_shape.dim.add().size = size
         features.tensor_content = _floats(rows)
         request.inputs["num_samples"].dtype = _DT_INT32
@@ -141,9 +166,12 @@ class GrpcMessages:
         request.inputs["seed"].int64_val.append(seed)
         return request.SerializeToString()
 
-    def outputs(self, content: bytes) -> Outputs:
+    def outputs(self, content: bytes, model: str) -> Outputs:
+        """model: who was asked."""
+        response = self._response.FromString(content)
+        _check_model(response.model_spec.name, model)
         found: Outputs = {}
-        for name, tensor in self._response.FromString(content).outputs.items():
+        for name, tensor in response.outputs.items():
             is_bool = tensor.dtype == _DT_BOOL
             flat = list(tensor.bool_val if is_bool else tensor.float_val)
             if tensor.tensor_content:
@@ -184,6 +212,27 @@ def _value(answer: dict[str, Any]) -> dict[str, Any]:
 
 def enumerate_text(values: list[Any]) -> list[tuple[str, Any]]:
     return [(str(index), value) for index, value in enumerate(values)]
+
+
+def _check_model(found: Any, asked: str) -> None:
+    if found != asked:
+        raise AnswerError(f"model {found!r} answered, wanted {asked!r}")
+
+
+def _flat(values: Any) -> Iterator[Any]:
+    if isinstance(values, list):
+        for value in values:
+            yield from _flat(value)
+    else:
+        yield values
+
+
+def _nested(flat: list[float], shape: tuple[int, ...]) -> list[Any]:
+    """A row of this shape."""
+    if len(shape) == 1:
+        return flat
+    size = math.prod(shape[1:])
+    return [_nested(flat[start : start + size], shape[1:]) for start in range(0, len(flat), size)]
 
 
 def _json(content: bytes) -> dict[str, Any]:

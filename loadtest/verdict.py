@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,24 +17,15 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from loadtest import rows, tensors
+from loadtest import manifest, subjects
 from loadtest.errors import LoadTestError
-from loadtest.profile import NATIVE, Phase, Profile, Thresholds
+from loadtest.profile import NAMES, Phase, Profile, Thresholds, request_name
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 # How long a request under way at the end is waited for.
 STOP_TIMEOUT_S = 10
 PROBE_TIMEOUT_S = 5
 SHOWN_ERRORS = 5
-# What the users of `loadtest.locustfile` call their requests.
-NAMES = {
-    "PredictUser": "/predict",
-    "UncertaintyUser": "/uncertainty",
-    "TensorFlowServingUser": "/v1 predict",
-    "V2JsonUser": "/v2 infer, JSON",
-    "V2BinaryUser": "/v2 infer, binary",
-    "GrpcUser": "gRPC Predict",
-}
 
 
 @dataclass(frozen=True)
@@ -107,36 +99,40 @@ class Verdict:
 def measure(
     host: str,
     profile: Profile,
-    rows_file: Path | None = None,
-    target: str | None = None,
+    files: Sequence[str] = (),
+    targets: Sequence[str] = (),
     *,
+    models: Sequence[str] = (),
     processes: int = 1,
     grpc: str = "127.0.0.1:8500",
 ) -> Verdict:
     """Put a profile's traffic on the server at `host` (http://name:port) and judge it.
 
-    rows_file, target: see `rows.choose`. processes: over which Locust spreads the users. grpc: the server's gRPC port.
-    Raises LoadTestError where the server is not ready, RowsError (one of them) where the rows cannot be had.
+    models: see `subjects.weights`; none: the one that answers where none is named. files, targets: of rows, see
+    `subjects.sources`. processes: over which Locust spreads the users. grpc: the server's gRPC port.
+    Raises LoadTestError where the server is not ready, or a model or its rows cannot be had.
     """
+    weights = subjects.weights(models)
+    given = subjects.sources(files, targets, weights or [subjects.DEFAULT])
     _check_ready(host)
-    # Locust reads them again by itself; read here first, so that what is wrong with them is said in one line.
-    chosen = rows.choose(host, rows_file, target)
-    needed = processes * len(profile.mix)
+    mix = subjects.shares(profile.mix, weights, manifest.default_model(host) if weights else None)
+    needed = processes * len(mix)
     if profile.users < needed:
         raise LoadTestError(f"{profile.users} users: wanted at least {needed}, of each kind one in each process")
-    if profile.mix.keys() - NATIVE.keys():
-        tensors.check(host, chosen)
-    run = Run(host, rows_file, target, processes, grpc)
+    # Locust reads them again by itself; read here first, so that what is wrong with them is said in one line.
+    subjects.gather(host, mix, given)
+    run = Run(host, mix, files, targets, processes, grpc)
     return run.once(profile) if profile.search is None else run.search(profile)
 
 
 @dataclass(frozen=True)
 class Run:
-    """Locust against one server, with one set of rows."""
+    """Locust against one server, with one mix of users and models, and one set of rows."""
 
     host: str
-    rows_file: Path | None
-    target: str | None
+    mix: subjects.Mix
+    files: Sequence[str]
+    targets: Sequence[str]
     processes: int
     grpc: str
 
@@ -153,9 +149,9 @@ class Run:
             ]
             command += ["--stop-timeout", str(STOP_TIMEOUT_S), "--report", str(report), "--grpc", self.grpc]
             command += ["--phases", json.dumps([[phase.seconds, phase.rate] for phase in profile.phases])]
-            command += ["--mix", json.dumps(profile.mix)]
-            command += ["--rows", str(self.rows_file)] if self.rows_file else []
-            command += ["--target", self.target] if self.target else []
+            command += ["--mix", json.dumps(self.mix)]
+            command += [part for file in self.files for part in ("--rows", file)]
+            command += [part for target in self.targets for part in ("--target", target)]
             command += ["--processes", str(self.processes)] if self.processes > 1 else []
             done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
             if not report.exists():
@@ -164,7 +160,7 @@ class Run:
                     f"locust ended with exit code {done.returncode}: {said[-1] if said else 'no output'}"
                 )
             figures = json.loads(report.read_text(encoding="utf-8"))
-        return judge(self.host, figures, done.returncode, profile)
+        return judge(self.host, figures, done.returncode, self.mix, profile.thresholds)
 
     def search(self, profile: Profile) -> Verdict:
         """The knee: the highest rate whose run passes, by doubling and then by bisection."""
@@ -190,17 +186,25 @@ class Run:
         return replace(found, tries=tries, knee=passed or None)
 
 
-def judge(host: str, figures: dict[str, Any], exit_code: int, profile: Profile) -> Verdict:
+def judge(host: str, figures: dict[str, Any], exit_code: int, mix: subjects.Mix, limits: Thresholds) -> Verdict:
     """The verdict on one Locust run, from the report that the locustfile writes and Locust's exit code."""
     *endpoints, total = [Endpoint(**entry) for entry in figures["endpoints"]]
     errors = [(f"{error['name']}: {error['error']}", error["count"]) for error in figures["errors"]]
     errors += [(f"in the load test itself: {error['error']}", error["count"]) for error in figures["exceptions"]]
     errors.sort(key=lambda error: -error[1])
     asked = {endpoint.name for endpoint in endpoints if endpoint.requests}
-    errors += [(f"{name}: nothing was answered", 1) for name in sorted({NAMES[kind] for kind in profile.mix} - asked)]
-    errors += _too_slow(total, profile.thresholds)
+    errors += [(f"{name}: nothing was answered", 1) for name in _silent(mix, asked)]
+    errors += _too_slow(total, limits)
     passed = exit_code == 0 and not errors
     return Verdict(host, passed, endpoints, total, errors, figures["timeline"])
+
+
+def _silent(mix: subjects.Mix, asked: set[str]) -> list[str]:
+    """Kinds of requests and models that had no answer at all; a kind need not have asked every model."""
+    heard = [(kind, name) for kind, names in mix.items() for name in names if request_name(kind, name) in asked]
+    kinds, models = {kind for kind, _ in heard}, {model for _, model in heard}
+    wanted = {model for names in mix.values() for model in names if model != subjects.DEFAULT}
+    return sorted({NAMES[kind] for kind in mix.keys() - kinds} | {f"model {model}" for model in wanted - models})
 
 
 def _too_slow(total: Endpoint, limits: Thresholds) -> list[tuple[str, int]]:

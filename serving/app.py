@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,13 +22,15 @@ from serving.web import GONE, Handler, Header, Request, error_response
 
 # As metrics and the log name them.
 NATIVE_OPERATIONS = {"/predict": "predict", "/uncertainty": "uncertainty"}
+MANIFEST = "/models/NAME/manifest.json"
+_MANIFEST = re.compile(MANIFEST.replace("NAME", "([^/]+)"))
 
 # A path's handlers by method; HEAD follows from GET.
 Routes = dict[str, dict[str, Handler]]
 
 
-def routes(core: Core) -> Routes:
-    native, pages = Native(core), Pages(core)
+def routes(core: Core, pages: Pages) -> Routes:
+    native = Native(core)
     return {
         "/predict": {"POST": native.predict},
         "/uncertainty": {"POST": native.uncertainty},
@@ -46,7 +50,8 @@ class App:
     """Answers its own routes and leaves every other path to `otherwise`; without that they are 404."""
 
     def __init__(self, core: Core, otherwise: ASGIApp | None = None) -> None:
-        self._routes = routes(core)
+        self._pages = Pages(core)
+        self._routes = routes(core, self._pages)
         self._open_inference = OpenInference(core)
         self._tensorflow_serving = TensorFlowServing(core)
         self._entrance = Entrance(core.settings)
@@ -116,6 +121,8 @@ class App:
             # Whatever the method: TensorFlow Serving's own refusal is not the usual one.
             handlers = dict.fromkeys((request.method, "GET"), self._tensorflow_serving.answer)
             return handlers, "tensorflow_serving", "metadata"
+        if (found := _MANIFEST.fullmatch(path)) is not None:
+            return {"GET": partial(self._pages.manifest, found[1])}, "pages", MANIFEST
         return None, "none", ""
 
 

@@ -91,6 +91,10 @@ class Pages:
     async def openapi(self, request: Request) -> Response:
         return json_response(self._document())
 
+    async def manifest(self, name: str, request: Request) -> Response:
+        """What the model takes and gives, and was made of: the manifest of the version that answers now."""
+        return Response(self._core.model(name).manifest.model_dump_json().encode())
+
     async def docs(self, request: Request) -> Response:
         content = self._document()
         operations = [

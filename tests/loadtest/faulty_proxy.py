@@ -3,7 +3,8 @@
 python faulty_proxy.py UPSTREAM FAULT EVERY     prints its own address on the first line, then serves
 
 The answers number 100, 100 + EVERY, 100 + 2 EVERY, ... of the two endpoints are spoiled: the first one comes soon, so
-that a slow machine meets it too. The fault `delay_50_ms` is of every answer.
+that a slow machine meets it too. The fault `delay_50_ms` is of every answer; `other_model` sends every EVERYth request
+for the model `echo` to `sonar`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 FIRST = 100
+PASSED = ("content-type", "inference-header-content-length")
 
 
 def wrong_probability(answer: dict[str, Any]) -> None:
@@ -67,14 +69,24 @@ FAULTS: dict[str, Callable[[dict[str, Any]], None]] = {
 }
 
 
-def build(upstream: str, spoil: Callable[[dict[str, Any]], None] | None, every: int, delay_s: float = 0) -> Starlette:
+def build(
+    upstream: str,
+    spoil: Callable[[dict[str, Any]], None] | None,
+    every: int,
+    delay_s: float = 0,
+    renamed: tuple[str, str] | None = None,
+) -> Starlette:
     client = httpx.AsyncClient(base_url=upstream, timeout=30)
-    answered = 0
+    answered = asked = 0
 
     async def forward(request: Request) -> Response:
-        nonlocal answered
-        headers = {"content-type": request.headers.get("content-type", "application/json")}
-        got = await client.request(request.method, request.url.path, content=await request.body(), headers=headers)
+        nonlocal answered, asked
+        headers = {name: request.headers[name] for name in PASSED if name in request.headers}
+        path = request.url.path
+        if renamed is not None and request.method == "POST" and renamed[0] in path:
+            asked += 1
+            path = path if asked % every else path.replace(*renamed)
+        got = await client.request(request.method, path, content=await request.body(), headers=headers)
         content, status = got.content, got.status_code
         if delay_s and request.method == "POST":
             await asyncio.sleep(delay_s)
@@ -87,7 +99,8 @@ def build(upstream: str, spoil: Callable[[dict[str, Any]], None] | None, every: 
                     answer = orjson.loads(content)
                     spoil(answer)
                     content = orjson.dumps(answer)
-        return Response(content, status, media_type=got.headers.get("content-type"))
+        headers = {name: got.headers[name] for name in PASSED if name in got.headers}
+        return Response(content, status, headers)
 
     return Starlette(routes=[Route("/{path:path}", forward, methods=["GET", "POST"])])
 
@@ -98,6 +111,8 @@ if __name__ == "__main__":
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     if fault == "delay_50_ms":
         app = build(upstream, lambda answer: None, sys.maxsize, delay_s=0.05)
+    elif fault == "other_model":
+        app = build(upstream, lambda answer: None, int(every), renamed=("/models/echo", "/models/sonar"))
     else:
         app = build(upstream, None if fault == "status_500" else FAULTS[fault], int(every))
     uvicorn.Server(uvicorn.Config(app, log_level="error")).run(sockets=[listener])

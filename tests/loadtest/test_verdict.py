@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.profile import Search, choose
+from loadtest.profile import NATIVE, Search, choose
 from loadtest.verdict import Run
 from tests.process import ROOT, bentoml_serve, free_port
 
@@ -111,7 +111,7 @@ def test_every_protocol_is_asked_and_agrees(trained_repository, tmp_path):
 def test_the_knee_is_between_the_rate_that_passes_and_the_one_that_fails(sonar_server):
     """The proxy's 50 ms bound two users to 40 requests a second."""
     with faulty_proxy(sonar_server.url, "delay_50_ms", every=1) as url:
-        run = Run(url, None, None, 1, "")
+        run = Run(url, {kind: {"": 1} for kind in NATIVE}, (), (), 1, "")
         found = run.search(replace(choose("ramp", users=2, run_time="3s", rate=1), search=Search(4, 256, 1.0)))
     assert found.tries[0].rate == 4
     assert not found.tries[-1].passed or found.knee == found.tries[-1].rate
