@@ -7,6 +7,7 @@ their latencies are measured from there: what waits for a free user waits for th
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -40,3 +41,11 @@ class Schedule:
             self._start = time.perf_counter()
         at = next(self._arrivals, None)
         return None if at is None else self._start + at
+
+    def close(self) -> int:
+        """How many requests are due by now and were not taken; there are no more afterwards."""
+        left, self._arrivals = self._arrivals, iter(())
+        if self._start is None:
+            return 0
+        passed = time.perf_counter() - self._start
+        return sum(1 for _ in itertools.takewhile(lambda at: at <= passed, left))

@@ -21,9 +21,11 @@ from gevent.event import Event
 from locust import FastHttpUser, User, constant, events, task
 from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
+from locust.stats import calculate_response_time_percentile, diff_response_time_dicts
 
 from loadtest import answers, subjects, tensors
 from loadtest.arrivals import Schedule
+from loadtest.pace import Pace
 from loadtest.profile import NATIVE, request_name, spread
 from loadtest.server_metrics import read_totals
 
@@ -35,6 +37,7 @@ SEEDS = (None, None, 7)
 # What the tensor protocols are asked for: they all name both, so that their answers can be held beside each other.
 TENSOR_DRAWS = ((50, 0), (100, 7))
 TIMEOUT_S = 30
+SHARES = (0.5, 0.95, 0.99)
 
 # One memory for all users of this process: whoever asks, the answer is the same.
 MEMORY = answers.Memory()
@@ -75,6 +78,10 @@ def choose_users(environment: Any, **_: Any) -> None:
             kind.fixed_count = spread(users, mix)[kind.__name__]
     environment.schedules = {}
     environment.may_begin = Event()
+    environment.pace = Pace()
+    environment.events.test_stopping.add_listener(lambda **_: close_schedules(environment))
+    environment.events.report_to_master.add_listener(lambda data, **_: data.update(pace=environment.pace.taken()))
+    environment.events.worker_report.add_listener(lambda data, **_: environment.pace.add(data["pace"]))
     environment.events.spawning_complete.add_listener(lambda user_count, **_: draw_up_schedules(environment))
 
 
@@ -106,6 +113,10 @@ def draw_up_schedules(environment: Any) -> None:
     environment.may_begin.set()
 
 
+def close_schedules(environment: Any) -> None:
+    environment.pace.unsent += sum(schedule.close() for schedule in environment.schedules.values())
+
+
 class _Caller:
     """Takes the next request that is due, and sends it; each user has its own stream of choices."""
 
@@ -131,7 +142,10 @@ class _Caller:
         at = schedule.take()
         if at is None:
             raise StopUser
+        is_free = at > time.perf_counter()
         gevent.sleep(max(0.0, at - time.perf_counter()))
+        if is_free:
+            self.environment.pace.sent(time.perf_counter() - at)
         return at
 
 
@@ -312,23 +326,32 @@ def _check_status(response: Any) -> None:
 
 
 def _watch(environment: Any) -> None:
-    """Once a second, what Locust and the server say of the last ones."""
+    """Once a second, what Locust and the server say of the last ones; the end, once every request was sent."""
+    environment.may_begin.wait()
     begin = time.perf_counter()
+    total, before = environment.stats.total, dict[int, int]()
     while True:
-        total = environment.stats.total
-        percentile = total.get_current_response_time_percentile
+        now = dict(total.response_times)
+        last = diff_response_time_dicts(now, before)
+        count = sum(last.values())
+        percentiles = {
+            f"p{round(100 * share)}_ms": calculate_response_time_percentile(last, count, share) if count else None
+            for share in SHARES
+        }
         environment.timeline.append(
             {
                 "second": time.perf_counter() - begin,
                 "requests": total.num_requests,
                 "failures": total.num_failures,
-                "p50_ms": percentile(0.5),
-                "p95_ms": percentile(0.95),
-                "p99_ms": percentile(0.99),
+                **percentiles,
                 "server": read_totals(environment.host),
             }
         )
+        before = now
         gevent.sleep(1)
+        if total.num_requests and environment.runner.user_count == 0:
+            environment.runner.quit()
+            return
 
 
 @events.quitting.add_listener
@@ -346,6 +369,8 @@ def report(environment: Any, **_: Any) -> None:
             "errors": [{"name": e.name, "error": str(e.error), "count": e.occurrences} for e in stats.errors.values()],
             "exceptions": [{"error": e["msg"], "count": e["count"]} for e in environment.runner.exceptions.values()],
             "timeline": getattr(environment, "timeline", []),
+            "late_ms": environment.pace.late_ms,
+            "unsent": environment.pace.unsent,
         }
         Path(path).write_text(json.dumps(figures), encoding="utf-8")
 
@@ -356,7 +381,5 @@ def _figures(entry: Any) -> dict[str, Any]:
         "requests": entry.num_requests,
         "failures": entry.num_failures,
         "requests_per_second": entry.total_rps,
-        "p50_ms": entry.get_response_time_percentile(0.5),
-        "p95_ms": entry.get_response_time_percentile(0.95),
-        "p99_ms": entry.get_response_time_percentile(0.99),
+        **{f"p{round(100 * share)}_ms": entry.get_response_time_percentile(share) for share in SHARES},
     }

@@ -14,12 +14,12 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from loadtest.errors import LoadTestError
-from loadtest.profile import Profile
+from loadtest.profile import Phase, Profile
 from loadtest.verdict import Verdict
 
 TEMPLATE = Path(__file__).with_name("page.html")
 # Readable by those who see fewer colours, on white.
-BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
+BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#595959"
 
 
 def write(verdict: Verdict, profile: Profile, path: Path) -> None:
@@ -39,10 +39,9 @@ def write(verdict: Verdict, profile: Profile, path: Path) -> None:
 
 def _plots(verdict: Verdict, profile: Profile) -> list[tuple[str, Figure]]:
     line = verdict.timeline
-    seconds = [point["second"] for point in line]
     plots = [
-        ("Latency, from the intended start", _latency(line, seconds, profile)),
-        ("Throughput", _throughput(line)),
+        ("Latency, from the intended start", _latency(line, profile)),
+        ("Throughput", _throughput(line, [] if verdict.tries else profile.phases)),
     ]
     server = _server(line)
     if server:
@@ -53,10 +52,13 @@ def _plots(verdict: Verdict, profile: Profile) -> list[tuple[str, Figure]]:
     return plots
 
 
-def _latency(line: Sequence[dict[str, Any]], seconds: list[float], profile: Profile) -> Figure:
+def _latency(line: Sequence[dict[str, Any]], profile: Profile) -> Figure:
     figure, axes = _axes("ms")
+    # Of the requests between two looks; Locust's workers report every three seconds.
+    known = [point for point in line if point["p50_ms"] is not None]
+    seconds = [point["second"] for point in known]
     for name, colour in (("p50", BLUE), ("p95", ORANGE), ("p99", RED)):
-        axes.plot(seconds, [point[f"{name}_ms"] for point in line], color=colour, label=name)
+        axes.plot(seconds, [point[f"{name}_ms"] for point in known], color=colour, label=name)
     limits = (("p50", profile.thresholds.p50_ms, BLUE), ("p99", profile.thresholds.p99_ms, RED))
     for name, limit, colour in limits:
         if limit is not None:
@@ -66,8 +68,11 @@ def _latency(line: Sequence[dict[str, Any]], seconds: list[float], profile: Prof
     return figure
 
 
-def _throughput(line: list[dict[str, Any]]) -> Figure:
+def _throughput(line: list[dict[str, Any]], phases: Sequence[Phase]) -> Figure:
     figure, axes = _axes("requests/s")
+    ends = [0.0, *itertools.accumulate(phase.seconds for phase in phases)]
+    if phases:
+        axes.stairs([phase.rate for phase in phases], ends, color=GREY, linestyle=":", label="due")
     # Locust's workers report every three seconds: between reports nothing is known.
     known = line[:1] + [after for before, after in itertools.pairwise(line) if after["requests"] > before["requests"]]
     steps = list(itertools.pairwise(known))
@@ -76,7 +81,7 @@ def _throughput(line: list[dict[str, Any]]) -> Figure:
         rates = [(after[name] - before[name]) / (after["second"] - before["second"]) for before, after in steps]
         axes.plot(seconds, rates, color=colour, label=label)
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.16))
+    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.16))
     return figure
 
 

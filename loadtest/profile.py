@@ -20,6 +20,7 @@ ALL_PROTOCOLS = {
     "V2BinaryUser": 2,
     "GrpcUser": 2,
 }
+END_S = 5
 # Those that name the model, on the port of the native endpoints.
 BY_NAME = {"TensorFlowServingUser": 2, "V2JsonUser": 1, "V2BinaryUser": 2}
 # What they call their requests.
@@ -35,10 +36,14 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Limits of the time from the intended start to the answer, in ms; None: no limit. No answer may be wrong."""
+    """Limits of the time from the intended start to the answer, in ms; None: no limit. No answer may be wrong.
+
+    end_p50_ms: of the schedule's last seconds, END_S of them: whatever was before, the server is to be itself again.
+    """
 
     p50_ms: float | None = None
     p99_ms: float | None = None
+    end_p50_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,10 +99,16 @@ PROFILES = {
         users=64,
         spawn_rate=64,
         phases=(Phase(15, 50), Phase(5, 500), Phase(20, 50)),
-        thresholds=Thresholds(p50_ms=40, p99_ms=2_000),
+        # Most requests are of the burst: the median that counts is that of the end.
+        thresholds=Thresholds(p99_ms=2_000, end_p50_ms=40),
     ),
     # Half an hour of the usual: what leaks or slowly fills shows here.
-    "soak": Profile(users=16, spawn_rate=16, phases=(Phase(1_800, 50),), thresholds=Thresholds(p50_ms=40, p99_ms=250)),
+    "soak": Profile(
+        users=16,
+        spawn_rate=16,
+        phases=(Phase(1_800, 50),),
+        thresholds=Thresholds(p50_ms=40, p99_ms=250, end_p50_ms=40),
+    ),
     # Every protocol at once, over the same rows.
     "mixed": Profile(
         users=32,

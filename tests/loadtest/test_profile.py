@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import statistics
+import time
 
 import pytest
 
 from loadtest.arrivals import Schedule, arrivals
 from loadtest.errors import LoadTestError
+from loadtest.pace import Pace
 from loadtest.profile import PROFILES, Phase, choose, spread
 
 
@@ -77,3 +79,33 @@ def test_a_schedule_waits_for_nobody():
     taken = list(iter(schedule.take, None))
     wanted = list(arrivals([(1, 100)], 1, "seed"))
     assert [at - taken[0] for at in taken] == pytest.approx([at - wanted[0] for at in wanted])
+
+
+def test_a_closed_schedule_says_what_it_owes():
+    schedule = Schedule([(10, 1000)], 1, "seed")
+    begin = time.perf_counter()
+    taken = [schedule.take() for _ in range(7)]
+    time.sleep(0.2)
+    least = time.perf_counter() - begin
+    owed = schedule.close()
+    most = time.perf_counter() - begin
+    due = [at for at in arrivals([(10, 1000)], 1, "seed") if at <= most]
+    # The clock starts with the first request.
+    assert sum(at <= least - 0.01 for at in due) - len(taken) <= owed <= len(due) - len(taken)
+    assert schedule.take() is None
+    assert Schedule([(10, 1000)], 1, "seed").close() == 0
+
+
+def test_lateness_is_that_of_99_requests_in_100_of_all_processes():
+    together = Pace()
+    for late_s in (0.0005, 0.2):
+        one = Pace()
+        for _ in range(99 if late_s < 0.1 else 1):
+            one.sent(late_s)
+        one.unsent = 3
+        together.add(one.taken())
+        assert (one.late_ms, one.unsent) == (None, 0)
+    assert (together.late_ms, together.unsent) == (1, 6)
+    together.sent(0.1)
+    together.sent(0.1)
+    assert together.late_ms == 100

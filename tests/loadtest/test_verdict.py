@@ -17,6 +17,7 @@ from loadtest.profile import NATIVE, Search, choose
 from loadtest.verdict import Run
 from tests.process import ROOT, bentoml_serve, free_port
 
+UNSENT = re.compile(r"([\d,]+) requests were due and not sent before the end")
 PROXY = Path(__file__).with_name("faulty_proxy.py")
 
 
@@ -49,6 +50,7 @@ def test_healthy_server_passes(sonar_server):
         assert figures["failures"] == 0
         assert 0 < figures["p50_ms"] <= figures["p95_ms"] <= figures["p99_ms"]
     assert verdict["total"]["requests"] == sum(endpoint["requests"] for endpoint in verdict["endpoints"])
+    assert verdict["late_ms"] > 0
 
 
 def test_summary_shows_figures_and_the_verdict(sonar_server):
@@ -76,6 +78,24 @@ def test_a_server_that_is_too_slow_for_the_schedule_cannot_hide_it(sonar_server)
     assert json.loads(done.stdout)["total"]["p95_ms"] > 500
 
 
+def test_requests_that_were_never_sent_are_counted(sonar_server):
+    """1,200 requests by two users that get 40 answers a second: 3 s of schedule and 10 s of grace leave half."""
+    with faulty_proxy(sonar_server.url, "delay_50_ms", every=1) as url:
+        done = loadtest("--host", url, "--json", "--users", "2", "--rate", "400", run_time="3s")
+    assert done.returncode == 1, done.stdout + done.stderr
+    verdict = json.loads(done.stdout)
+    [unsent] = [int(found[1].replace(",", "")) for error, _ in verdict["errors"] if (found := UNSENT.match(error))]
+    # Poisson, five standard deviations; two requests were under way.
+    assert abs(unsent + verdict["total"]["requests"] - 1200) < 5 * 1200**0.5 + 2
+
+
+def test_a_server_that_is_slow_at_the_end_fails_by_that(sonar_server):
+    with faulty_proxy(sonar_server.url, "delay_50_ms", every=1) as url:
+        done = loadtest("--host", url, "--json", "--profile", "soak", "--rate", "20", run_time="6s")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert any(error.startswith("all: p50 of the last 5 s is ") for error, _ in json.loads(done.stdout)["errors"])
+
+
 def test_two_processes_share_the_schedule(sonar_server, tmp_path):
     page = tmp_path / "page.html"
     done = loadtest("--host", sonar_server.url, "--json", "--processes", "2", "--html", str(page), run_time="5s")
@@ -83,6 +103,7 @@ def test_two_processes_share_the_schedule(sonar_server, tmp_path):
     verdict = json.loads(done.stdout)
     # 5 s at 100 a second, and not twice that; five standard deviations.
     assert abs(verdict["total"]["requests"] - 500) < 5 * 500**0.5
+    assert verdict["late_ms"] > 0
     text = page.read_text()
     assert text.count("<svg") == text.count("</svg>") == 4
     for word in ("passed", "Latency, from the intended start", "Throughput", "queue", "batches", "None: every answer"):
