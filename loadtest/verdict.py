@@ -105,7 +105,7 @@ class Verdict:
             tried = ", ".join(f"{one.rate:,.0f} {'passed' if one.passed else 'failed'}" for one in self.tries)
             lines.append(f"knee: {knee} (tried {tried})")
         if self.is_late:
-            lines.append(f"the load test itself was late, by {self.late_ms:,} ms: its machine is too busy to judge times by")
+            lines.append(f"the load test itself was late, by {self.late_ms:,} ms: its machine is too busy to judge by")
         word = Text("passed", style="green") if self.passed else Text("failed", style="red")
         return Group(table, *map(Text, lines), word)
 
