@@ -101,7 +101,12 @@ def learn_rates(
     network, logits = concrete(keras.Model(inputs, answer(inputs, data, start)), len(train_rows), seed)
     y, _, _ = targets(data, train_rows)
     steps = -(-len(train_rows) // recipe.batch_size)
-    network.compile(optimizer=optimizer(recipe), loss=loss(data), steps_per_execution=steps, jit_compile=False)
+    network.compile(
+        optimizer=optimizer(recipe),
+        loss=loss(data, recipe.heteroscedastic),
+        steps_per_execution=steps,
+        jit_compile=False,
+    )
     network.fit(
         batches([x], y[train_rows], recipe.batch_size, seed),
         epochs=recipe.epochs,
@@ -132,15 +137,22 @@ def concrete(network: keras.Model, rows: int, seed: int) -> tuple[keras.Model, d
         return ConcreteDropout(logits[place], rows, seed + len(network.layers), layer.name)
 
     clone = keras.models.clone_model(network, clone_function=exchange)
-    # A layer's weights are behind the last dropout before it.
-    before: ConcreteDropout | None = None
     for layer in clone.layers:
-        if isinstance(layer, ConcreteDropout):
-            before = layer
-        elif before is not None and hasattr(layer, "kernel"):
+        before = _before(layer) if hasattr(layer, "kernel") else None
+        if before is not None:
             layer.kernel.regularizer = PriorOfWeights(before)
-            before = None
     return clone, logits
+
+
+def _before(layer: keras.layers.Layer) -> ConcreteDropout | None:
+    """The dropout that stands before a layer's weights, with nothing between that has weights of its own."""
+    operation = layer
+    while True:
+        operation = operation.input._keras_history.operation
+        if isinstance(operation, ConcreteDropout):
+            return operation
+        if hasattr(operation, "kernel") or isinstance(operation, keras.layers.InputLayer):
+            return None
 
 
 def _kept(rate: float) -> float:

@@ -1,8 +1,9 @@
 """Deep ensembles of networks with dropout (Lakshminarayanan, Pritzel & Blundell 2017; Gal & Ghahramani 2016).
 
 Members have one recipe, the same training rows, and other seeds: other initial weights, shuffles and masks. They are
-trained as stacks of replicas; where rows or activations are too large for that, one after another. The result is one
-Keras model whose answer is the members' mean, and that `models.members` takes apart again for the draws.
+trained as stacks of replicas; with a variance head, or where rows or activations are too large for that, one after
+another. The result is one Keras model whose answer is the members' mean, and that `models.members` takes apart again
+for the draws.
 """
 
 from __future__ import annotations

@@ -48,8 +48,8 @@ class EnsembleError(InputError):
 
 
 class NoNoise(InputError):
-    def __init__(self, name: str, found: str = "a classification") -> None:
-        super().__init__(f"--heteroscedastic: {name}, {found}; wanted a regression, whose target may have noise")
+    def __init__(self, name: str) -> None:
+        super().__init__(f"--heteroscedastic: {name}, a classification; wanted a regression: only its target has noise")
 
 
 class RepositoryError(InputError):
@@ -116,8 +116,6 @@ def plan(
     chosen = changed(recipe_of(loaded), visible_dropout=visible_dropout, hidden_dropout=hidden_dropout, epochs=epochs)
     if heteroscedastic and loaded.task != "regression":
         raise NoNoise(data)
-    if heteroscedastic and (concrete or compare or ensemble is not None):
-        raise NoNoise(data, "together with --concrete, --compare or --ensemble")
     chosen = replace(chosen, heteroscedastic=heteroscedastic)
     if not chosen.is_stochastic:
         raise NothingStochastic(data)

@@ -253,10 +253,13 @@ def initial_weights(
 
 
 def most_at_once(recipe: Recipe, image: tuple[int, ...] | None) -> int:
-    """Replicas that are best trained in one stack; 0 where even one has activations that are too large.
+    """Replicas that are best trained in one stack; 0 where even one has activations that are too large, or a variance
+    head.
 
     image: height, width, channels of the rows; None where they are no images.
     """
+    if recipe.heteroscedastic:
+        return 0
     if recipe.architecture == "dense" or image is None:
         return STACK
     height, width, channels = image

@@ -7,6 +7,7 @@ import tensorflow as tf
 from scipy.stats import norm
 
 from models.contract import Noise
+from training.ensemble import single_networks
 from training.fit import BetaNll
 from training.pipeline import train
 from training.plan import NoNoise, plan
@@ -59,6 +60,54 @@ def test_noise_of_each_row_is_learned_and_served_in_the_targets_unit(wedge):
     point = signatures["serving_default"](features=tf.constant(x))["mean"].numpy()
     np.testing.assert_allclose(plain[:, 0], point, atol=1e-5)
     np.testing.assert_allclose(plain[:, 1] * output.fit.scale, answer["aleatoric_std"], rtol=0.3)
+
+
+@pytest.fixture(scope="module")
+def together(wedge, tmp_path_factory):
+    """The same with rates that are learned, as an ensemble, beside nets without dropout."""
+    folder = tmp_path_factory.mktemp("together")
+    request = plan(
+        str(wedge.folder.parent.parent / "wedge.csv"),
+        target="y",
+        repository=folder,
+        seed=0,
+        num_samples=30,
+        epochs=40,
+        hidden_dropout=0.1,
+        heteroscedastic=True,
+        ensemble=3,
+        concrete=True,
+        compare=True,
+    )
+    return train(request, Reporter(quiet=True))
+
+
+def test_members_of_an_ensemble_each_learn_the_noise(together):
+    signatures = tf.saved_model.load(str(together.folder)).signatures
+    x = np.array([[0.1], [0.5], [0.9]], np.float32)
+    scalars = {"num_samples": tf.constant(30), "seed": tf.constant(0, tf.int64)}
+    drawn = {name: value.numpy() for name, value in signatures["mc_draws"](features=tf.constant(x), **scalars).items()}
+    answer = {name: value.numpy() for name, value in signatures["mc_predict"](features=tf.constant(x)).items()}
+    assert together.manifest.members == 3
+    # Draw t is member t mod 3's, each of which has seen that the noise grows.
+    for member in range(3):
+        own = drawn["aleatoric_draws"][:, member::3].mean(axis=1)
+        assert (np.diff(own) > 0.1).all()
+    squares = (drawn["aleatoric_draws"].astype(float) ** 2).mean(axis=1)
+    np.testing.assert_allclose(answer["aleatoric_std"], np.sqrt(squares), rtol=1e-4)
+    np.testing.assert_allclose(answer["aleatoric_std"], 0.1 + x[:, 0], rtol=0.4)
+    np.testing.assert_allclose(answer["mean"], drawn["draws"].mean(axis=1), atol=1e-5)
+    model = keras.models.load_model(together.folder / "model.keras", compile=False)
+    alone = [np.asarray(one(x, training=False)) for one in single_networks(model, 3)]
+    point = signatures["serving_default"](features=tf.constant(x))["mean"].numpy()
+    np.testing.assert_allclose(point, np.mean(alone, axis=0)[:, 0], atol=1e-5)
+
+
+def test_rates_are_learned_with_the_noise_and_set_beside_nets_without(together):
+    assert together.manifest.training["concrete"]
+    assert together.manifest.training["hidden_dropout"] != 0.1
+    assert together.variants[1].name == "baseline"
+    assert together.variants[1].metrics["rmse"] > 0
 
 
 def test_its_loss_is_the_papers():
