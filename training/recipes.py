@@ -88,8 +88,10 @@ DEFAULTS: dict[str, Recipe] = {
         optimizer="adam",
         learning_rate=1e-3,
         momentum=0.0,
-        # The held-out loss has stopped falling: nothing gained at 100.
-        epochs=50,
+        # Where the held-out loss of the answer without dropout turns. At 50 the draws are too modest: their negative
+        # log-likelihood is 0.079 there, 0.074 here and at 150 (means of eight seeds, 4-fold, within the training and
+        # calibration rows).
+        epochs=100,
         batch_size=16,
     ),
     "wine": Recipe(
@@ -114,10 +116,13 @@ DEFAULTS: dict[str, Recipe] = {
         hidden_dropout=0.25,
         max_norm=None,
         optimizer="adam",
-        learning_rate=1e-3,
+        # In a third of the steps to where 1e-3 gets.
+        learning_rate=3e-3,
         momentum=0.0,
-        # The held-out loss is a third below that of 20 epochs.
-        epochs=40,
+        # For the draws, which are too modest in a net that still learns. 40 epochs at 1e-3: negative log-likelihood of
+        # the draws 0.084 (dropout off 0.057), now 0.046 (0.047), in a 4-fold cross-validation within the training and
+        # calibration rows.
+        epochs=100,
         batch_size=32,
     ),
     "diabetes": Recipe(
