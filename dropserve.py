@@ -68,6 +68,10 @@ SetsOption = Annotated[
     Sets,
     typer.Option(help="Prediction sets: of the probable classes (lac), adaptive (aps), or lac for each class (class)."),
 ]
+Coverage = Annotated[
+    float,
+    typer.Option(metavar="C", help="Share of rows whose set or interval holds the truth, where a request names none."),
+]
 MaxError = Annotated[
     float | None,
     typer.Option(metavar="E", help="Classes: withhold answers so that at most this share of the rest is wrong."),
@@ -145,6 +149,7 @@ def train(
         bool, typer.Option("--heteroscedastic", help="Regression: learn each row's own noise beside its mean.")
     ] = False,
     sets: SetsOption = "lac",
+    coverage: Coverage = contract.DEFAULT_COVERAGE,
     max_error: MaxError = None,
     confidence: Confidence = 0.95,
     cost_ratio: CostRatio = None,
@@ -171,7 +176,7 @@ def train(
         concrete=concrete,
         ensemble=ensemble,
         heteroscedastic=heteroscedastic,
-        calibration=CalibrationSettings(sets, max_error, confidence, cost_ratio),
+        calibration=CalibrationSettings(sets, max_error, confidence, cost_ratio, coverage),
         repository=repository,
     )
     with quiet_start():
@@ -357,6 +362,7 @@ def package(
         contract.Precision, typer.Option(help="Of the draws: bfloat16 is faster where products dominate, to 3 digits.")
     ] = "float32",
     sets: SetsOption = "lac",
+    coverage: Coverage = contract.DEFAULT_COVERAGE,
     max_error: MaxError = None,
     confidence: Confidence = 0.95,
     cost_ratio: CostRatio = None,
@@ -381,7 +387,7 @@ def package(
             seed=seed,
             masks=masks,
             precision=precision,
-            calibration_settings=CalibrationSettings(sets, max_error, confidence, cost_ratio),
+            calibration_settings=CalibrationSettings(sets, max_error, confidence, cost_ratio, coverage),
         )
         tag = bento_store.import_artifact(folder)
     manifest = contract.read_manifest(folder)
@@ -431,6 +437,12 @@ def evaluate(
     subgroup: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Judge the rows of each value of this column on their own.")
     ] = None,
+    outliers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA", help="Rows unlike the model's, without answers: what should be told from the rest."
+        ),
+    ] = None,
     repository: Repository = Path("artifacts"),
     as_json: Json = False,
 ) -> None:
@@ -441,16 +453,17 @@ def evaluate(
 
     folder = published(repository, name, version)
     manifest = contract.verify(folder)
-    if data.lower().endswith(held_out.NPZ):
+    if any(given.lower().endswith(held_out.NPZ) for given in (data, outliers or "")):
         with quiet_start():
             import models.holdout  # noqa: F401  # loads TensorFlow
     held = held_out.read(data, manifest, target=target, subgroup=subgroup)
+    named = held_out.outliers(outliers, manifest) if outliers is not None else {}
     with quiet_start():
         from training import assessment, assessment_summary
         from training.artifact_answers import Artifact
 
     with Reporter(quiet=as_json).step(f"judging {name} {manifest.version}"):
-        judged = assessment.assess(Artifact(folder, manifest), held)
+        judged = assessment.assess(Artifact(folder, manifest), held, named)
     if as_json:
         print(json.dumps(assessment_summary.document(manifest, held, judged), indent=2, allow_nan=False))
         return

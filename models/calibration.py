@@ -14,7 +14,6 @@ import tensorflow as tf
 from models import abstention, conformal, noise, novelty, temperature
 from models.calibration_settings import CalibrationSettings
 from models.contract import (
-    DEFAULT_COVERAGE,
     REFERENCE_LEVELS,
     Abstention,
     Calibration,
@@ -42,18 +41,14 @@ def calibrate(
     What an output's shape or the rows do not allow stays off, and `warnings` says so.
     """
     settings.check_task(any(head.is_classification for head in engine.heads))
-    coverage = DEFAULT_COVERAGE
     engine.novelty = _novelty(engine, rows, known_inputs)
     fitted = [_fitted(engine, head, rows, target) for head, target in zip(engine.heads, rows.targets, strict=True)]
     engine.calibrate(fitted)
     answers = rows.run(engine.default, engine.input_specs)
-    judged = [
-        _judged(head, answers, target, settings, coverage)
-        for head, target in zip(engine.heads, rows.targets, strict=True)
-    ]
+    judged = [_judged(head, answers, target, settings) for head, target in zip(engine.heads, rows.targets, strict=True)]
     engine.calibrate([_referred(head, answers) for head in judged])
     return Calibration(
-        rows=rows.count, coverage=coverage, outputs={head.output.name: _known(head) for head in engine.heads}
+        rows=rows.count, coverage=settings.coverage, outputs={head.output.name: _known(head) for head in engine.heads}
     )
 
 
@@ -113,9 +108,7 @@ def _draws(engine: Engine, head: Head, rows: Rows) -> dict[str, Array]:
     return used.run(draws, engine.input_specs, engine.num_samples * classes)
 
 
-def _judged(
-    head: Head, answers: dict[str, Array], target: Array, settings: CalibrationSettings, coverage: float
-) -> Head:
+def _judged(head: Head, answers: dict[str, Array], target: Array, settings: CalibrationSettings) -> Head:
     """The head with its prediction sets and its abstention, from the answers that are served with the fit."""
     known = _known(head)
     if known.fit is None:
@@ -123,13 +116,13 @@ def _judged(
     if not head.is_classification:
         mean, std = answers[head.output.prefix + "mean"], answers[head.output.prefix + "std"]
         scores = conformal.of_values(mean, std, target)
-        return _with(head, scores, abstention.of_std(std), coverage)
+        return _with(head, scores, abstention.of_std(std), settings.coverage)
     probabilities = answers[head.output.prefix + "probabilities"]
     scores = conformal.of_classes(probabilities, target, settings.sets)
     rule, reason = _rule(probabilities.max(axis=1), probabilities.argmax(axis=1) == target, settings)
     if reason is not None:
         head = replace(head, calibration=known.model_copy(update={"warnings": [*known.warnings, reason]}))
-    return _with(head, scores, rule, coverage)
+    return _with(head, scores, rule, settings.coverage)
 
 
 def _rule(confidence: Array, right: Array, settings: CalibrationSettings) -> tuple[Abstention, str | None]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from models.contract import ArtifactError
+from models.contract import DEFAULT_COVERAGE, ArtifactError
 
 # How prediction sets are made: lac and aps as in `models.contract.ConformalScores`; class: LAC with the scores of each
 # class on their own, so that the coverage holds for each class.
@@ -26,8 +26,12 @@ class CalibrationSettings:
     confidence: float = 0.95
     # Abstention, classification: how many answers withheld a wrong one costs.
     cost_ratio: float | None = None
+    # Share of rows whose prediction set or interval holds the truth, where a request names none.
+    coverage: float = DEFAULT_COVERAGE
 
     def __post_init__(self) -> None:
+        if not 0 < self.coverage < 1:
+            raise SettingsError(f"coverage {self.coverage:g}: wanted a share above 0 and below 1")
         if self.max_error is not None and not 0 < self.max_error < 1:
             raise SettingsError(f"max-error {self.max_error:g}: wanted a share above 0 and below 1")
         if not 0 < self.confidence < 1:

@@ -78,10 +78,8 @@ def too_few(conformal: ConformalScores, coverage: float, labels: list[str]) -> s
     what = "interval is infinite" if conformal.kind == "interval" else "prediction set holds every class"
     if conformal.by_class:
         what = f"prediction set always holds {', '.join(repr(labels[number]) for number in short)}"
-    return (
-        f"at a coverage of {coverage:.0%} the {what}: {len(conformal.scores[place])} calibration rows {whose}found, "
-        f"{wanted} wanted"
-    )
+    found = len(conformal.scores[place])
+    return f"at a coverage of {100 * coverage:g}% the {what}: {found} calibration rows {whose}found, {wanted} wanted"
 
 
 def _listed(scores: Array) -> list[float]:

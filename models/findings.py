@@ -34,10 +34,10 @@ def _sets(output: OutputCalibration, calibration: Calibration) -> list[str]:
     if scores is None:
         return []
     if scores.kind == "interval":
-        return [f"intervals from {len(scores.scores[0]):,} rows, at a coverage of {calibration.coverage:.0%}"]
+        return [f"intervals from {len(scores.scores[0]):,} rows, at a coverage of {100 * calibration.coverage:g}%"]
     kind = f"{scores.kind.upper()}, by class" if scores.by_class else scores.kind.upper()
     rows = sum(len(part) for part in scores.scores)
-    return [f"prediction sets ({kind}) from {rows:,} rows, at a coverage of {calibration.coverage:.0%}"]
+    return [f"prediction sets ({kind}) from {rows:,} rows, at a coverage of {100 * calibration.coverage:g}%"]
 
 
 def _abstention(output: OutputCalibration) -> list[str]:

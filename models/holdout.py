@@ -60,9 +60,7 @@ class Holdout:
 
     def matched(self, inputs: Sequence[ModelInput], outputs: Sequence[ModelOutput]) -> Rows:
         """The rows as the network's inputs and outputs want them; raises HoldoutError where they do not fit."""
-        columns = {item.name: item.name for item in inputs}
-        if len(inputs) == 1 and X in self.arrays:
-            columns = {inputs[0].name: X}
+        columns = self._columns(inputs)
         targets = {output.name: f"{Y}_{output.name}" if len(outputs) > 1 else Y for output in outputs}
         wanted = [*columns.values(), *targets.values()]
         if set(self.arrays) != set(wanted):
@@ -79,6 +77,27 @@ class Holdout:
             list(outputs),
             [self._target(output, targets[output.name], *sizes) for output in outputs],
         )
+
+    def inputs(self, inputs: Sequence[ModelInput]) -> dict[str, Array]:
+        """Rows without their answers, as the network's inputs want them; other arrays do not matter.
+
+        Raises HoldoutError.
+        """
+        columns = self._columns(inputs)
+        wanted = _listed(columns.values())
+        if not self.arrays.keys() >= set(columns.values()):
+            raise HoldoutError(self.path, f"holds the arrays {_listed(self.arrays)}; {wanted} wanted")
+        sizes = {len(self.arrays[name]) if self.arrays[name].ndim else 0 for name in columns.values()}
+        if len(sizes) > 1 or sizes == {0}:
+            shapes = ", ".join(f"{name} {self.arrays[name].shape}" for name in columns.values())
+            raise HoldoutError(self.path, f"arrays of the shapes {shapes}; as many rows in each wanted, at least 1")
+        return {item.name: self._input(item, columns[item.name]) for item in inputs}
+
+    def _columns(self, inputs: Sequence[ModelInput]) -> dict[str, str]:
+        """The array of each input: a single one may be called `x`."""
+        if len(inputs) == 1 and X in self.arrays:
+            return {inputs[0].name: X}
+        return {item.name: item.name for item in inputs}
 
     def _input(self, item: ModelInput, name: str) -> Array:
         array = self.arrays[name]

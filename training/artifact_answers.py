@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from models.contract import (
+    KERAS_FILE,
     MC_DRAWS,
     MC_PREDICT,
     NUM_SAMPLES,
@@ -21,6 +23,7 @@ from models.contract import (
     ModelOutput,
     Temperature,
 )
+from models.members import member_symbols
 
 Array = NDArray[Any]
 
@@ -48,11 +51,22 @@ class Answers:
         return self.output.task == "classification"
 
 
+@dataclass(frozen=True)
+class Alone:
+    """What one member of an ensemble would answer by itself."""
+
+    # Dropout off: probabilities [N, K] or means [N].
+    deterministic: Array
+    # Classification: the mean of its draws [N, K], without a temperature. Regression: its draws [T, N].
+    drawn: Array
+
+
 class Artifact:
     """The signatures of one published version, with its own number of draws and seed."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.manifest = manifest
+        self._folder = folder
         self._loaded = tf.saved_model.load(str(folder))
 
     def answers(self, inputs: Mapping[str, Array]) -> list[Answers]:
@@ -64,6 +78,40 @@ class Artifact:
     def served(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """What `mc_predict` gives, by its own names."""
         return self._run(MC_PREDICT, inputs)
+
+    def members(self, inputs: Mapping[str, Array]) -> list[Alone]:
+        """Of each member of an ensemble, with as many draws of its own as the ensemble answers with; none for a single
+        network.
+        """
+        count = self.manifest.members
+        if count == 1:
+            return []
+        [output] = self.manifest.outputs
+        network = keras.models.load_model(self._folder / KERAS_FILE, compile=False)
+        point = keras.Model(network.input, member_symbols(network, count))
+        parts = [
+            [keras.ops.convert_to_numpy(values) for values in self._called(point, part)]
+            for part in self._parts(inputs, BATCH_ROWS)
+        ]
+        points = [np.concatenate(own) for own in zip(*parts, strict=True)]
+        value = temperature(self.manifest, output)
+
+        def summary(draws: Array) -> Array:
+            """[rows, members, ...]: draws of a number, or the mean of draws of probabilities without a temperature."""
+            own = [draws[:, member::count] for member in range(count)]
+            if output.task == "classification":
+                own = [without_temperature(draws, value) for draws in own]
+            return np.stack(own, axis=1)
+
+        drawn = self._draws(output, inputs, summary, self.manifest.num_samples * count)
+        if output.task == "classification":
+            points = [np.hstack([1 - values, values]) if values.shape[1] == 1 else values for values in points]
+            return [Alone(values, drawn[:, member]) for member, values in enumerate(points)]
+        return [Alone(values[:, 0], drawn[:, member].T) for member, values in enumerate(points)]
+
+    def _called(self, network: keras.Model, part: Mapping[str, Any]) -> list[Any]:
+        rows = [part[item.name] for item in network.inputs]
+        return network(rows[0] if len(rows) == 1 else rows, training=False)
 
     def _of_output(
         self,
@@ -87,12 +135,11 @@ class Artifact:
                 uncalibrated = self._draws(output, inputs, lambda values: without_temperature(values, value))
         return Answers(output, deterministic[output.prefix + key], own, uncalibrated, draws)
 
-    def _draws(self, output: ModelOutput, inputs: Mapping[str, Array], summary: Any) -> Array:
-        scalars = {
-            NUM_SAMPLES: tf.constant(self.manifest.num_samples),
-            SEED: tf.constant(self.manifest.seed, tf.int64),
-        }
-        numbers = self.manifest.num_samples * int(np.prod([size or 1 for size in output.shape], dtype=int))
+    def _draws(self, output: ModelOutput, inputs: Mapping[str, Array], summary: Any, num_samples: int = 0) -> Array:
+        """num_samples: 0 for the manifest's own number."""
+        num_samples = num_samples or self.manifest.num_samples
+        scalars = {NUM_SAMPLES: tf.constant(num_samples), SEED: tf.constant(self.manifest.seed, tf.int64)}
+        numbers = num_samples * int(np.prod([size or 1 for size in output.shape], dtype=int))
         batch = max(1, min(BATCH_ROWS, BATCH_NUMBERS // numbers))
         found = [
             summary(self._loaded.signatures[MC_DRAWS](**part, **scalars)[output.prefix + "draws"].numpy())

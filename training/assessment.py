@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from models import reliability
-from models.contract import ModelOutput, OutputCalibration, Temperature
+from models.contract import DEFAULT_COVERAGE, ModelOutput, OutputCalibration, Temperature
 from training import outliers, predictive, scores
-from training.artifact_answers import Answers, Artifact
+from training.artifact_answers import Alone, Answers, Artifact
 from training.bootstrap import Bounds, intervals
 from training.errors import InputError
 from training.held_out import HeldOut
@@ -30,7 +30,7 @@ Figures = dict[str, float]
 
 # Kinds of answers, in the order in which they are shown.
 DETERMINISTIC, MC, CALIBRATED = "deterministic", "mc", "mc_calibrated"
-# Of prediction sets and intervals, beside the manifest's own.
+# Of prediction sets and intervals, with the manifest's own among them.
 COVERAGES = (0.8, 0.9, 0.95)
 # Rows of a regression whose CRPS is computed in one go: draws times draws times rows.
 CRPS_ROWS = 64
@@ -70,6 +70,8 @@ class Judged:
     intervals: dict[str, dict[str, Bounds]] = field(default_factory=dict)
     # Of the last kind minus the deterministic one, on the same resamples.
     differences: dict[str, tuple[float, Bounds]] = field(default_factory=dict)
+    # Of an ensemble: each member's own, by kind of answer.
+    members: dict[str, list[Figures]] = field(default_factory=dict)
     risk: dict[str, RiskCoverage] = field(default_factory=dict)
     # Classification: of the class that is named.
     curves: dict[str, reliability.ReliabilityCurve] = field(default_factory=dict)
@@ -78,6 +80,8 @@ class Judged:
     coverage: list[Coverage] = field(default_factory=list)
     by_class: dict[str, Group] = field(default_factory=dict)
     by_subgroup: dict[str, Group] = field(default_factory=dict)
+    # Of sets and intervals where a request names none.
+    default_coverage: float = DEFAULT_COVERAGE
     # Of answers that are given at the packaged threshold.
     abstention: Figures = field(default_factory=dict)
     # By kind of outlier, then by the score that should tell them.
@@ -97,20 +101,31 @@ class CannotJudge(InputError):
         )
 
 
-def assess(artifact: Artifact, held: HeldOut) -> list[Judged]:
-    """Every output, in the manifest's order. Raises CannotJudge."""
+def assess(
+    artifact: Artifact, held: HeldOut, named_outliers: Mapping[str, Mapping[str, Array]] | None = None
+) -> list[Judged]:
+    """Every output, in the manifest's order. Raises CannotJudge.
+
+    named_outliers: inputs by the name of their rows, beside those that are made.
+    """
     manifest = artifact.manifest
     for output in manifest.outputs:
         if len(output.shape) != (output.task == "classification"):
             raise CannotJudge(manifest.name, output)
     answers = artifact.answers(held.inputs)
-    made = {kind: artifact.served(inputs) for kind, inputs in outliers.made(manifest, held.inputs).items()}
+    strange = {**outliers.made(manifest, held.inputs), **(named_outliers or {})}
+    strangers = {kind: artifact.served(inputs) for kind, inputs in strange.items()}
     found = []
+    members = artifact.members(held.inputs)
     for given, y in zip(answers, held.targets, strict=True):
         judged = Judged(given.output, manifest.calibrated(given.output))
+        if manifest.calibration is not None:
+            judged.default_coverage = manifest.calibration.coverage
         judge = _classification if given.is_classification else _regression
         judge(judged, given, y, held)
-        judged.outliers = _outliers(given, made)
+        judged.members = _members(members, y, given.is_classification)
+        judged.outliers = _outliers(given, strangers)
+        judged.notes += [f"{name}: {_count(inputs):,} outliers" for name, inputs in (named_outliers or {}).items()]
         judged.notes += judged.calibration.warnings if judged.calibration is not None else []
         if judged.calibration is None:
             judged.notes.append("not calibrated: it was packaged without held-out rows, so no sets and no abstention")
@@ -174,13 +189,17 @@ def _set_sizes(judged: Judged, probabilities: Array, y: Array) -> dict[str, Arra
     # float32, as in the graph.
     every = class_scores(probabilities, known.kind)
     shown: dict[str, Array] = {}
-    for wanted in COVERAGES:
+    for wanted in _coverages(judged):
         inside = every <= np.asarray(known.thresholds(wanted), np.float32)
         holds = inside[np.arange(len(y)), y]
         judged.coverage.append(_coverage(wanted, holds, float(inside.sum(axis=1).mean())))
-        if wanted == 0.9:
+        if wanted == judged.default_coverage:
             shown = {"coverage": holds, "set_size": inside.sum(axis=1)}
     return shown
+
+
+def _coverages(judged: Judged) -> list[float]:
+    return sorted({*COVERAGES, judged.default_coverage})
 
 
 def class_scores(probabilities: Array, kind: str) -> Array:
@@ -258,11 +277,11 @@ def _intervals(judged: Judged, served: Mapping[str, Array], y: Array) -> dict[st
     std = served.get("std", served["epistemic_std"])
     off = np.abs(y - served["mean"]) / std
     shown: dict[str, Array] = {}
-    for wanted in COVERAGES:
+    for wanted in _coverages(judged):
         [threshold] = known.thresholds(wanted)
         holds = off <= threshold
         judged.coverage.append(_coverage(wanted, holds, float((2 * threshold * std).mean())))
-        if wanted == 0.9:
+        if wanted == judged.default_coverage:
             shown = {"coverage": holds, "width": 2 * threshold * std}
     return shown
 
@@ -309,7 +328,30 @@ def _coverage(wanted: float, holds: Array, size: float) -> Coverage:
     return Coverage(wanted, float(holds.mean()), float(allowed.low), float(allowed.high), size)
 
 
-def _outliers(answers: Answers, made: Mapping[str, Mapping[str, Array]]) -> dict[str, dict[str, Figures]]:
+def _members(members: list[Alone], y: Array, is_classification: bool) -> dict[str, list[Figures]]:
+    if not members:
+        return {}
+    if is_classification:
+        return {
+            DETERMINISTIC: [class_figures(normalised(one.deterministic), y) for one in members],
+            MC: [class_figures(normalised(one.drawn), y) for one in members],
+        }
+    points = [one.deterministic.astype(np.float64) - y for one in members]
+    draws = [one.drawn.astype(np.float64) for one in members]
+    return {
+        DETERMINISTIC: [value_figures({"square": np.square(off), "crps": np.abs(off)}) for off in points],
+        MC: [
+            value_figures({"square": np.square(own.mean(axis=0) - y), "crps": predictive.draws_crps(own, y)})
+            for own in draws
+        ],
+    }
+
+
+def _count(inputs: Mapping[str, Array]) -> int:
+    return len(next(iter(inputs.values())))
+
+
+def _outliers(answers: Answers, strangers: Mapping[str, Mapping[str, Array]]) -> dict[str, dict[str, Figures]]:
     prefix, own = answers.output.prefix, answers.served
     return {
         kind: {
@@ -317,7 +359,7 @@ def _outliers(answers: Answers, made: Mapping[str, Mapping[str, Array]]) -> dict
             for name in STRANGENESS
             if name in own and own[name].ndim == 1
         }
-        for kind, strange in made.items()
+        for kind, strange in strangers.items()
     }
 
 

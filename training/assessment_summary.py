@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from models.contract import Manifest
-from training.assessment import Group, Judged
+from training.assessment import Figures, Group, Judged
 from training.bootstrap import Bounds
 from training.held_out import HeldOut
 from training.predictive import pit_counts
@@ -55,6 +56,7 @@ def _output(judged: Judged) -> dict[str, Any]:
     return {
         "task": judged.output.task,
         "answers": kinds,
+        "members": {kind: {"mean": means(each), "each": each} for kind, each in judged.members.items()} or None,
         "differences": {
             "of": judged.best_kind,
             "to": next(iter(judged.figures)),
@@ -108,6 +110,8 @@ def title(manifest: Manifest, held: HeldOut, judged: Judged, several: bool) -> s
 def tables(held: HeldOut, judged: Judged) -> Iterator[Table]:
     """For a person."""
     yield figures_table(judged)
+    if judged.members:
+        yield members_table(judged)
     yield risk_table(judged)
     if judged.coverage:
         yield coverage_table(judged)
@@ -135,6 +139,29 @@ def figures_table(judged: Judged) -> Table:
     return table
 
 
+def means(each: list[Figures]) -> Figures:
+    """Of every figure over the members."""
+    return {name: float(np.mean([figures[name] for figures in each])) for name in each[0]}
+
+
+def members_table(judged: Judged) -> Table:
+    """What one member alone would be worth, beside the ensemble."""
+    count = len(next(iter(judged.members.values())))
+    table = _table(
+        f"mean ± std of {count} members",
+        *[f"one, {kind}" for kind in judged.members],
+        *[f"all, {kind}" for kind in judged.figures],
+    )
+    for name in next(iter(judged.members.values()))[0]:
+        own = [[figures[name] for figures in each] for each in judged.members.values()]
+        table.add_row(
+            name,
+            *[f"{np.mean(values):.3g} ± {np.std(values, ddof=1):.2g}" for values in own],
+            *[f"{figures[name]:.3g}" for figures in judged.figures.values()],
+        )
+    return table
+
+
 def risk_table(judged: Judged) -> Table:
     is_classification = judged.output.task == "classification"
     table = _table("most doubtful rows rejected", *judged.risk)
@@ -156,7 +183,7 @@ def coverage_table(judged: Judged) -> Table:
     what = "mean set size" if judged.output.task == "classification" else "mean width"
     table = _table("coverage asked", "found", what)
     for one in judged.coverage:
-        table.add_row(f"{one.wanted:.0%}", _with_bounds(one.found, (one.lower, one.upper)), f"{one.size:.3g}")
+        table.add_row(f"{100 * one.wanted:g}%", _with_bounds(one.found, (one.lower, one.upper)), f"{one.size:.3g}")
     return table
 
 
@@ -169,7 +196,7 @@ def groups_table(name: str, groups: dict[str, Group]) -> Table:
 
 
 def outliers_table(judged: Judged) -> Table:
-    table = _table("rows made unlike these, told by", "auroc", "aupr", "fpr95")
+    table = _table("rows unlike these, told by", "auroc", "aupr", "fpr95")
     for kind, by_score in judged.outliers.items():
         for score, figures in by_score.items():
             table.add_row(f"{kind}: {score}", *[f"{figures[key]:.3f}" for key in ("auroc", "aupr", "fpr95")])

@@ -80,13 +80,40 @@ def read(data: str, manifest: Manifest, *, target: str | None = None, subgroup: 
     return _dataset(data, loaded, rows, which, manifest, subgroup)
 
 
+def outliers(data: str, manifest: Manifest) -> dict[str, dict[str, Array]]:
+    """Rows that someone knows to be unlike the model's, without answers: inputs [M, ...] by their name and the input's.
+
+    data: a bundled data set, all of it; a CSV or Parquet file; images anywhere in a folder; the inputs of an .npz file.
+    Raises InputError or ArtifactError (an .npz file).
+    """
+    if data.lower().endswith(NPZ):
+        from models.holdout import Holdout
+
+        return {Path(data).name: Holdout.read(Path(data)).inputs(manifest.inputs)}
+    if data not in DATASETS and tables.is_table(data):
+        path = Path(data)
+        return {path.name: _inputs(path, _table(path, manifest), manifest)}
+    if data not in DATASETS and images.is_folder(data):
+        return {f"{Path(data).resolve().name}-images": _images(Path(data), manifest)}
+    loaded = load(data)
+    _check_form(data, loaded, manifest)
+    return {loaded.name: loaded.tensors(np.arange(len(loaded.y)))}
+
+
+def _images(folder: Path, manifest: Manifest) -> dict[str, Array]:
+    found = images.below(folder)
+    wanted = {item.name: list(item.shape) for item in manifest.inputs}
+    fits = len(wanted) == 1 and len(*wanted.values()) == 3
+    if not fits or any(size not in (None, own) for size, own in zip(*wanted.values(), found.shape[1:], strict=True)):
+        shown = ", ".join(f"{name} {shape}" for name, shape in wanted.items())
+        raise HeldOutError(str(folder), f"its images are {list(found.shape[1:])}; {manifest.name} takes {shown}")
+    return {next(iter(wanted)): found}
+
+
 def _dataset(
     data: str, loaded: Dataset, rows: NDArray[np.int64], which: str, manifest: Manifest, subgroup: str | None
 ) -> HeldOut:
-    found = {item.name: (item.dtype, list(item.shape)) for item in loaded.inputs}
-    wanted = {item.name: (item.dtype, list(item.shape)) for item in manifest.inputs}
-    if found != wanted or (loaded.columns and loaded.columns != _column_names(manifest)):
-        raise HeldOutError(data, f"its rows are {_shapes(found)}; {manifest.name} takes {_shapes(wanted)}")
+    _check_form(data, loaded, manifest)
     [output] = manifest.outputs
     if loaded.task != output.task:
         raise HeldOutError(data, f"a {loaded.task}; {manifest.name} is a {output.task}")
@@ -104,6 +131,13 @@ def _dataset(
     )
 
 
+def _check_form(data: str, loaded: Dataset, manifest: Manifest) -> None:
+    found = {item.name: (item.dtype, list(item.shape)) for item in loaded.inputs}
+    wanted = {item.name: (item.dtype, list(item.shape)) for item in manifest.inputs}
+    if found != wanted or (loaded.columns and loaded.columns != _column_names(manifest)):
+        raise HeldOutError(data, f"its rows are {_shapes(found)}; {manifest.name} takes {_shapes(wanted)}")
+
+
 def _strangers(loaded: Dataset, manifest: Manifest) -> tuple[str, ...]:
     """Whether the model was trained on other data than these."""
     known = manifest.training_data
@@ -114,6 +148,23 @@ def _strangers(loaded: Dataset, manifest: Manifest) -> tuple[str, ...]:
 
 def _file(path: Path, manifest: Manifest, target: str | None, subgroup: str | None) -> HeldOut:
     """All rows of the file; of the very file that trained the model, the test rows."""
+    table = _table(path, manifest)
+    target = _target_name(path, table, manifest, target, subgroup)
+    [output] = manifest.outputs
+    inputs = _inputs(path, table, manifest)
+    y = _answers(path, target, table.column(target), output)
+    groups = None
+    if subgroup is not None:
+        if subgroup not in table.column_names:
+            raise TableError(path, f"no column {subgroup!r} for subgroups; wanted one of {_listed(table.column_names)}")
+        column = tables.plain(path, f"column {subgroup!r}", table.column(subgroup), "categorical")
+        groups = _groups(str(path), subgroup, tables.as_texts(column))
+    found = HeldOut(path.name, f"all {len(y):,} rows", inputs, [y], subgroup, groups)
+    return _without_training_rows(found, path, manifest, target, table.column_names)
+
+
+def _table(path: Path, manifest: Manifest) -> pa.Table:
+    """The file's rows, with every column that the model takes."""
     if not manifest.is_table:
         wanted = ", ".join(f"{item.name} {item.shape}" for item in manifest.inputs)
         raise TableError(path, f"a table, but {manifest.name} takes {wanted}; wanted an .npz file")
@@ -125,28 +176,22 @@ def _file(path: Path, manifest: Manifest, target: str | None, subgroup: str | No
         raise TableError(
             path, f"no column {_listed(missing)}, which {manifest.name} takes; found {_listed(table.column_names)}"
         )
-    target = _target_name(path, table, manifest, target, subgroup)
-    [output] = manifest.outputs
+    return table
+
+
+def _inputs(path: Path, table: pa.Table, manifest: Manifest) -> dict[str, Array]:
+    """[N, ...] by input name."""
     columns = {
         feature.name: _column(path, feature, table.column(feature.name), item)
         for item in manifest.inputs
         for feature in item.features or ()
     }
-    inputs = {
+    return {
         item.name: np.stack([columns[feature.name] for feature in item.features or ()], axis=1)
         if item.shape
         else next(columns[feature.name] for feature in item.features or ())
         for item in manifest.inputs
     }
-    y = _answers(path, target, table.column(target), output)
-    groups = None
-    if subgroup is not None:
-        if subgroup not in table.column_names:
-            raise TableError(path, f"no column {subgroup!r} for subgroups; wanted one of {_listed(table.column_names)}")
-        column = tables.plain(path, f"column {subgroup!r}", table.column(subgroup), "categorical")
-        groups = _groups(str(path), subgroup, tables.as_texts(column))
-    found = HeldOut(path.name, f"all {len(y):,} rows", inputs, [y], subgroup, groups)
-    return _without_training_rows(found, path, manifest, target, table.column_names)
 
 
 def _target_name(path: Path, table: pa.Table, manifest: Manifest, target: str | None, subgroup: str | None) -> str:

@@ -51,6 +51,27 @@ def read(folder: Path) -> Dataset:
                 f"{len(paths) or 'no'} images; wanted at least {MIN_CLASS_ROWS}, to train, to calibrate and to test",
             )
     paths = [path for of_class in classes.values() for path in of_class]
+    return Dataset(
+        name=f"{folder.resolve().name}-images",
+        task="classification",
+        x=_stacked(paths),
+        y=np.repeat(np.arange(len(classes)), [len(of_class) for of_class in classes.values()]).astype(np.int64),
+        target="class",
+        attribution=f"folder {folder.resolve().name}",
+        labels=tuple(classes),
+        white=WHITE,
+    )
+
+
+def below(folder: Path) -> NDArray[np.float32]:
+    """All images in the folder and in folders of it, whatever they show: [N, H, W, 1 or 3]. Raises ImagesError."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not paths:
+        raise ImagesError(folder, f"no images in it; wanted files in {', '.join(SUFFIXES)}")
+    return _stacked(paths)
+
+
+def _stacked(paths: list[Path]) -> NDArray[np.float32]:
     modes, sizes = zip(*(_described(path) for path in paths), strict=True)
     for path, size in zip(paths, sizes, strict=True):
         if size != sizes[0]:
@@ -60,16 +81,7 @@ def read(folder: Path) -> Dataset:
     if max(sizes[0]) > MAX_SIDE:
         raise ImagesError(paths[0], f"{sizes[0][0]} x {sizes[0][1]} pixels; wanted at most {MAX_SIDE} a side")
     mode = "L" if set(modes) <= {"L", "1"} else "RGB"
-    return Dataset(
-        name=f"{folder.resolve().name}-images",
-        task="classification",
-        x=np.stack([_pixels(path, mode) for path in paths]),
-        y=np.repeat(np.arange(len(classes)), [len(of_class) for of_class in classes.values()]).astype(np.int64),
-        target="class",
-        attribution=f"folder {folder.resolve().name}",
-        labels=tuple(classes),
-        white=WHITE,
-    )
+    return np.stack([_pixels(path, mode) for path in paths])
 
 
 def _described(path: Path) -> tuple[str, tuple[int, int]]:

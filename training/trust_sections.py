@@ -39,7 +39,7 @@ def sections(judged: Judged, rows: int) -> list[Section]:
         figures.insert(0, reliability_figure(judged))
     if judged.pit:
         figures.insert(0, pit_figure(judged, rows))
-    grids = [figures_grid(judged)]
+    grids = [figures_grid(judged), *([members_grid(judged)] if judged.members else [])]
     if judged.coverage:
         grids.append(coverage_grid(judged))
     if judged.by_class and "coverage" in next(iter(judged.by_class.values())).figures:
@@ -89,12 +89,27 @@ def figures_grid(judged: Judged) -> Grid:
     return Grid(["", *[NAMES[kind] for kind in judged.figures]], lines, caption)
 
 
+def members_grid(judged: Judged) -> Grid:
+    each = list(judged.members.values())
+    lines = []
+    for name in (name for name in SHOWN if name in each[0][0]):
+        own = [[figures[name] for figures in one] for one in each]
+        alone = [f"{np.mean(values):.3g} ± {np.std(values, ddof=1):.2g}" for values in own]
+        lines.append([name.replace("_", " "), *alone, *[f"{figures[name]:.3g}" for figures in judged.figures.values()]])
+    headings = [f"one, {NAMES[kind]}" for kind in judged.members] + [f"all, {NAMES[kind]}" for kind in judged.figures]
+    caption = (
+        f"What the ensemble is worth: its {len(each[0])} members alone, mean and standard deviation over them, each "
+        "with as many draws as the ensemble answers with; and all together."
+    )
+    return Grid(["", *headings], lines, caption)
+
+
 def coverage_grid(judged: Judged) -> Grid:
     is_sets = judged.output.task == "classification"
     what = "mean number of classes in the set" if is_sets else "mean width of the interval"
     lines = [
         [
-            f"{100 * one.wanted:.0f} %",
+            f"{100 * one.wanted:g} %",
             f"{100 * one.found:.1f} %",
             f"{100 * one.lower:.0f} to {100 * one.upper:.0f} %",
             f"{one.size:.3g}" if math.isfinite(one.size) else "infinite: too few calibration rows",
@@ -115,7 +130,8 @@ def class_grid(judged: Judged) -> Grid:
         for name, group in judged.by_class.items()
     ]
     headings = ["true class", "rows", "accuracy", "mean confidence", "coverage of the sets", "mean set size"]
-    return Grid(headings, lines, "By class, at a coverage of 90 %, which holds over all classes and not for each.")
+    coverage = f"{100 * judged.default_coverage:g} %"
+    return Grid(headings, lines, f"By class, at a coverage of {coverage}, which holds over all classes, not for each.")
 
 
 def reliability_figure(judged: Judged) -> Figure:

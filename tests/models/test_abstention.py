@@ -76,6 +76,8 @@ def test_chows_rule_is_the_cheapest_threshold_of_honest_confidences():
         ({"max_error": 0.0}, "max-error 0: wanted a share above 0 and below 1"),
         ({"max_error": 0.1, "cost_ratio": 5.0}, "wanted one of them"),
         ({"cost_ratio": 1.0}, "cost-ratio 1: wanted a number above 1"),
+        ({"coverage": 1.0}, "coverage 1: wanted a share above 0 and below 1"),
+        ({"coverage": float("nan")}, "coverage nan: wanted a share"),
         ({"confidence": 1.0}, "confidence 1: wanted a probability"),
     ],
 )

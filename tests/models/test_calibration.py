@@ -9,6 +9,7 @@ from scipy.stats import norm
 from models.artifact import publish
 from models.calibration_settings import CalibrationSettings
 from models.contract import Noise, Temperature
+from models.findings import sentences
 from models.holdout import KnownRows
 from tests.models import networks, oracle
 from tests.models.artifacts import Artifact
@@ -167,3 +168,20 @@ def test_several_numbers_a_row_are_not_calibrated_and_the_manifest_says_so(repos
     assert known(pair).warnings == ["not calibrated: a row has several numbers (shape [2])"]
     assert {"std", "aleatoric_std", "abstain", "interval_lower"}.isdisjoint(pair.sample(x, 30))
     assert not pair.manifest.outputs[0].has_aleatoric
+
+
+def test_the_coverage_asked_at_packaging_is_the_signatures_own(repository):
+    net, settings = networks.tiny_net(), CalibrationSettings(coverage=0.625)
+    folder = publish(net, name="narrow", repository=repository, holdout=tiny_rows(), calibration_settings=settings)
+    artifact = Artifact(folder)
+    assert artifact.manifest.calibration is not None
+    assert artifact.manifest.calibration.coverage == 0.625
+    assert any("at a coverage of 62.5%" in line for line in sentences(artifact.manifest.calibration))
+    x, y = tiny_rows(2000, seed=7).inputs["x"], tiny_rows(2000, seed=7).targets[0]
+    found = artifact.answer("mc_predict", x)
+    [threshold] = known(artifact).conformal.thresholds(0.625)
+    scores = 1 - found["probabilities"]
+    clear = np.abs(scores - threshold) > 1e-6
+    np.testing.assert_array_equal(found["prediction_set"][clear], (scores <= threshold)[clear])
+    # Of 300 calibration rows, the share of 2000 others: three standard deviations of its law.
+    assert found["prediction_set"][np.arange(2000), y].mean() == pytest.approx(0.625, abs=0.09)

@@ -10,16 +10,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from sklearn.metrics import accuracy_score, log_loss, roc_auc_score, root_mean_squared_error
+from PIL import Image
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    log_loss,
+    roc_auc_score,
+    root_mean_squared_error,
+)
 
 import dropserve
 from models.artifact import publish
 from models.contract import Manifest, ModelInput, Temperature
 from tests.models import networks
 from tests.models.artifacts import Artifact
+from training import held_out
 from training.artifact_answers import without_temperature
 from training.assessment import class_scores
 from training.datasets import load
+from training.errors import InputError
 from training.outliers import made
 from training.pipeline import train
 from training.plan import plan
@@ -246,6 +255,49 @@ def test_outliers_are_scored_by_what_the_signatures_say_of_them(desk, judged):
         assert found[kind]["mutual_information"]["auroc"] == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize("rows", ["odd.csv", "odd.npz"])
+def test_outliers_that_someone_names_are_scored_beside_those_that_are_made(desk, judged, rows):
+    """Rows without answers: a file with other columns beside the inputs, and arrays."""
+    data, artifact = load("sonar"), Artifact(desk / "artifacts" / "sonar" / "1")
+    odd = np.random.default_rng(3).uniform(0, 1, (70, 60)).astype(np.float32)
+    np.savez(desk / "odd.npz", x=odd, taken=np.arange(70))
+    lines = [",".join((*data.columns, "ship")), *[",".join([*map(str, row.tolist()), "Ada"]) for row in odd]]
+    (desk / "odd.csv").write_text("\n".join(lines))
+    found = judged("sonar", "sonar", "--version", 1, "--outliers", rows)
+    assert list(found["outliers"]) == ["far", "shuffled", rows]
+    assert f"{rows}: 70 outliers" in found["notes"]
+    x = data.x[split(data.y, data.task).test]
+    for score, figures in found["outliers"][rows].items():
+        known, strange = (artifact.answer("mc_predict", values)[score] for values in (x, odd))
+        is_odd, values = np.repeat([0, 1], [len(x), 70]), np.concatenate([known, strange])
+        assert figures["auroc"] == pytest.approx(roc_auc_score(is_odd, values))
+        assert figures["aupr"] == pytest.approx(average_precision_score(is_odd, values))
+        # The false alarms at the highest threshold that finds 95 % of them.
+        threshold = np.sort(strange)[::-1][int(np.ceil(0.95 * 70)) - 1]
+        assert figures["fpr95"] == pytest.approx((known >= threshold).mean())
+    assert {"predictive_entropy", "mutual_information", "novelty"} <= set(found["outliers"][rows])
+
+
+def test_bundled_data_and_images_in_a_folder_can_be_the_outliers(tmp_path):
+    inputs = [ModelInput.model_validate({"name": "image", "dtype": "float32", "shape": [8, 8, 1]})]
+    manifest = Manifest.model_construct(name="digits", inputs=inputs)
+    [(name, found)] = held_out.outliers("digits", manifest).items()
+    assert (name, found["image"].shape) == ("digits", (1797, 8, 8, 1))
+    letters = tmp_path / "letters" / "below"
+    letters.mkdir(parents=True)
+    for number in range(3):
+        Image.fromarray(np.full((8, 8), 50 * number, np.uint8)).save(letters / f"{number}.png")
+    [(name, found)] = held_out.outliers(str(letters.parent), manifest).items()
+    assert name == "letters-images"
+    assert found["image"][:, 3, 3, 0].tolist() == [0, 50, 100]
+    Image.new("RGB", (8, 8)).save(letters / "3.png")
+    with pytest.raises(InputError, match=r"its images are \[8, 8, 3\]; digits takes image \[8, 8, 1\]"):
+        held_out.outliers(str(letters.parent), manifest)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no images in it"):
+        held_out.outliers(str(tmp_path / "empty"), manifest)
+
+
 def test_tables_for_people(command):
     code, output, error = command("sonar", "sonar")
     assert (code, error) == (0, "")
@@ -273,6 +325,14 @@ BAD = {
     "data of other columns": (["diabetes", "wine"], "", ["wine", "features [13]", "features [10]"]),
     "target of another data set": (["sonar", "sonar", "--target", "price"], "", ["'price'", "'object'"]),
     "unknown subgroup of bundled data": (["sonar", "sonar", "--subgroup", "town"], "", ["'town'", "band_01"]),
+    "unknown outliers": (["sonar", "sonar", "--outliers", "sonr"], "", ["'sonr'", "wanted one of sonar"]),
+    "outliers of another shape": (["sonar", "sonar", "--outliers", "wine"], "", ["wine", "features [60]"]),
+    "outliers without a column": (
+        ["guests", "new.csv", "--target", "returns", "--outliers", "rows.csv"],
+        "age,town\n1,Ulm\n",
+        ["rows.csv", "no column member, visits"],
+    ),
+    "outliers without arrays": (["sonar", "sonar", "--outliers", "none.npz"], "", ["none.npz", "not found"]),
     "subgroup of too many values": (["diabetes", "diabetes", "--subgroup", "s1"], "", ["'s1'", "at most 50"]),
     "no such file": (["guests", "none.csv"], "", ["none.csv", "not found"]),
     "no such arrays": (["sonar", "none.npz"], "", ["none.npz", "not found"]),
