@@ -41,6 +41,12 @@ class CalibrationSettings:
         if self.max_error is not None and self.cost_ratio is not None:
             raise SettingsError("max-error and cost-ratio: each sets the threshold of abstention; wanted one of them")
 
+    @property
+    def asked(self) -> list[str]:
+        """The options that mean nothing without calibration rows, of those that are not as usual."""
+        usual = {"sets": "lac", "coverage": DEFAULT_COVERAGE, "max-error": None, "cost-ratio": None}
+        return [name for name, value in usual.items() if getattr(self, name.replace("-", "_")) != value]
+
     def check_task(self, is_classification: bool) -> None:
         """Raise SettingsError where what is asked for is only for classes, and there are none."""
         for option, value in (("max-error", self.max_error), ("cost-ratio", self.cost_ratio)):

@@ -52,8 +52,8 @@ def package(
     repository is then unchanged.
     """
     check_name(name)
-    if calibration is None and (calibration_settings.max_error, calibration_settings.cost_ratio) != (None, None):
-        raise SettingsError("max-error and cost-ratio: found without rows to learn from; wanted --calibration DATA.npz")
+    if calibration is None and (asked := calibration_settings.asked):
+        raise SettingsError(f"{asked[0]}: found without rows to learn from; wanted --calibration DATA.npz")
     holdout = Holdout.read(calibration) if calibration is not None else None
     try:
         with warnings.catch_warnings():

@@ -527,7 +527,9 @@ def test_a_promised_error_is_kept_or_everything_is_withheld_with_the_reason(comm
 @pytest.mark.parametrize(
     ("options", "found"),
     [
-        (["--max-error", 0.02], "found without rows to learn from"),
+        (["--max-error", 0.02], "max-error: found without rows to learn from"),
+        (["--coverage", 0.8], "coverage: found without rows to learn from"),
+        (["--sets", "aps"], "sets: found without rows to learn from"),
         (["--calibration", "rows.npz", "--max-error", 1.5], "max-error 1.5: wanted a share"),
         (["--calibration", "rows.npz", "--cost-ratio", 0.5], "cost-ratio 0.5: wanted a number above 1"),
     ],
