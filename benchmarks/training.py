@@ -264,6 +264,8 @@ def peers(
         for model, (estimator, grid) in estimators().items():
             searched = GridSearchCV(estimator, grid, cv=3)
             scores[model] = np.array([searched.fit(x[a], rows.y[a]).score(x[b], rows.y[b]) for a, b in splits])
+            # It takes minutes.
+            print(f"{name}: {model} {scores[model].mean():.4f}", flush=True)
         for model, own in scores.items():
             table.add_row(name, model, f"{own.mean():.4f}", f"{error(own):.4f}")
         best = max((model for model in scores if "ours" not in model), key=lambda model: scores[model].mean())

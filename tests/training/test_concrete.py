@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from training.concrete import LENGTH_SCALE, concrete, learn_rates
+from training.concrete import LENGTH_SCALE, START_RATE, concrete, learn_rates
 from training.datasets import load
 from training.networks import answer
 from training.recipes import DEFAULTS
@@ -83,6 +83,17 @@ def test_only_training_rows_and_the_seed_matter():
     assert (first.visible_dropout, first.hidden_dropout) != (0.1, 0.2)
     # Nowhere but where the recipe has dropout.
     assert learn_rates(data, rows.train, replace(chosen, visible_dropout=0.0), seed=1).visible_dropout == 0
+
+
+def test_rates_of_convolutional_nets_are_learned():
+    """One for the pixels, one for the feature maps and the dense layer behind them; both move from where they start."""
+    data = load("digits")
+    chosen = replace(DEFAULTS["digits"], visible_dropout=0.1, learning_rate=0.01, epochs=5)
+    learned = learn_rates(data, np.arange(300), chosen, seed=0)
+    assert chosen.architecture == learned.architecture == "convolutional"
+    for rate in (learned.visible_dropout, learned.hidden_dropout):
+        assert 0 <= rate < 0.9
+        assert abs(rate - START_RATE) > 1e-3
 
 
 def test_the_artifact_serves_ordinary_dropout_at_the_learned_rates(tmp_path):

@@ -1,6 +1,10 @@
 """A folder of images, one folder a class."""
 
+import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -16,6 +20,8 @@ from training.pipeline import train
 from training.plan import plan
 from training.preprocessing import Preprocessor
 from training.progress import Reporter
+
+ROOT = Path(__file__).parents[2]
 
 
 def drawn(folder, classes=("cross", "ring"), each=6, size=(8, 10), mode="L"):
@@ -69,6 +75,25 @@ def test_raw_pixels_are_what_the_artifact_takes(tmp_path):
     assert answer[0, 1] == pytest.approx(expected, abs=1e-6)
     # 12 x 20 pixels are 6 x 10 behind the first convolution: small enough.
     assert sum(isinstance(layer, keras.layers.Conv2D) for layer in made.variants[0].model.layers) == 1
+
+
+def test_images_are_searched_and_made_an_ensemble_with_convolutions(tmp_path):
+    drawn(tmp_path / "shapes", each=20)
+    command = [sys.executable, str(ROOT / "dropserve.py"), "tune", "shapes", "--trials", "2", "--folds", "2"]
+    command += ["--outer-folds", "2", "--epochs", "3", "--ensemble", "2", "--json"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["members"] == 2
+    assert len(found["tuning"]["nested_scores"]) == 2
+    members = [
+        layer
+        for layer in keras.models.load_model(tmp_path / found["folder"] / "model.keras").layers
+        if layer.name.startswith("member_")
+    ]
+    assert [sum(isinstance(layer, keras.layers.Conv2D) for layer in member.layers) for member in members] == [1, 1]
+    dropped = {layer["kind"] for layer in found["stochastic_layers"]}
+    assert dropped == {"Dropout"}
 
 
 def no_folders(folder):

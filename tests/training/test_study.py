@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from training import replicas
 from training.datasets import load
 from training.folds import Job, encode, fit_jobs, inner_folds, repeated_folds
 from training.preprocessing import Preprocessor
@@ -50,6 +51,22 @@ def test_rows_are_encoded_as_the_network_s_own_preprocessing_does(name):
         expected = Preprocessor.fit(data, chosen).encode(data.x).reshape(len(data.x), -1)
         np.testing.assert_allclose(rows.x[group], expected, atol=1e-4)
         np.testing.assert_allclose(rows.y[group] * scales[group][1] + scales[group][0], data.y, rtol=1e-5)
+
+
+def test_images_are_fitted_with_their_convolutions_in_as_many_stacks_as_it_takes(monkeypatch):
+    data = load("digits")
+    chosen = replace(DEFAULTS["digits"], hidden_units=(16,), epochs=2)
+    splits = repeated_folds(data.y, data.task, folds=3, repeats=1, seed=0)
+    jobs = [Job(chosen, train, test, seed=number) for number, (train, test) in enumerate(splits)]
+    together = fit_jobs(data, jobs, num_samples=5)
+    monkeypatch.setattr(replicas, "CONVOLUTIONAL_STACK", 2)
+    for one, other, job in zip(together, fit_jobs(data, jobs, num_samples=5), jobs, strict=True):
+        np.testing.assert_allclose(one.answer, other.answer, atol=1e-4)
+        assert one.monte_carlo is not None
+        assert other.monte_carlo is not None
+        np.testing.assert_allclose(one.monte_carlo, other.monte_carlo, atol=1e-4)
+        # A tenth for one answer to every row.
+        assert (one.answer.argmax(axis=1) == data.y[job.held_out]).mean() > 0.5
 
 
 def test_the_level_of_a_fold_is_chosen_without_its_test_rows():
