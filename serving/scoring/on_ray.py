@@ -17,12 +17,17 @@ from serving.scoring.sources import Part
 
 # Ray keeps 30 % of the memory for data by itself; here only descriptions of parts pass.
 OBJECT_STORE_BYTES = 100 * 2**20
+# A worker has one core: more threads than that in TensorFlow would only wait for each other.
+ENVIRONMENT = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 class Worker:
     """Loads the model once, on a core or a GPU of its own, and scores the parts that it is given."""
 
     def __init__(self, job: Job, strict: bool) -> None:
+        # Read when TensorFlow is imported, which is below. Not as Ray's runtime_env: a worker process that was started
+        # before it is known cannot be used then, and Ray starts one for each core at once.
+        os.environ.update(ENVIRONMENT)
         self._job = job
         self._strict = strict
         self._scorer = load_scorer(job.artifact, job.form)
@@ -42,6 +47,8 @@ def engine(address: str | None) -> Engine:
     """Ray on this machine (None), or at an address as `ray.init` takes it; raises ScoreError where Ray is not there."""
     # Nothing is told to anybody.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Ray's workers give way to every other program of the machine (by 15), which scoring without Ray does not.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         import ray
         import ray.data
@@ -63,13 +70,7 @@ def _start(address: str | None) -> None:
 
     # It tells of every start and end.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    # A worker has one core: more threads than that in TensorFlow would only wait for each other.
-    environment = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    options: dict[str, Any] = {
-        "logging_level": "ERROR",
-        "log_to_driver": False,
-        "runtime_env": {"env_vars": environment},
-    }
+    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address is None:
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:

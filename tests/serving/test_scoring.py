@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.dataset
@@ -334,6 +338,16 @@ def test_killed_in_the_middle_the_same_command_goes_on_and_ends_the_same(trained
     assert list(shelf.glob("_work")) == []
 
 
+def priorities_of(name: str) -> set[int]:
+    """Of the processes below this one that are called so."""
+    found: set[int] = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "".join(process.cmdline()).startswith(name):
+                found.add(process.nice())
+    return found
+
+
 def test_ray_gives_what_this_process_gives(trained, score, table, tmp_path):
     pytest.importorskip("ray")
     column = table["band_03"].to_pylist()
@@ -342,7 +356,14 @@ def test_ray_gives_what_this_process_gives(trained, score, table, tmp_path):
     score(tmp_path / "in.parquet", tmp_path / "here", part_rows=60)
     command = ["score", tmp_path / "in.parquet", tmp_path / "ray", "--model", "sonar", "--repository"]
     command += [trained.repository, "--num-samples", 30, "--seed", 7, "--part-rows", 60, "--ray"]
-    done = dropserve(*command, cwd=tmp_path)
+    priorities: set[int] = set()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(dropserve, *command, cwd=tmp_path)
+        while not running.done():
+            priorities |= priorities_of("ray::MapWorker")
+            time.sleep(0.1)
+        done = running.result()
+    assert priorities == {os.getpriority(os.PRIO_PROCESS, 0)}
     assert "207 rows scored by sonar" in done.stdout
     for name in ("part-00000.parquet", "part-00002.parquet", "part-00003.parquet", "_rejects.parquet"):
         assert_same(pq.read_table(tmp_path / "ray" / name), pq.read_table(tmp_path / "here" / name))
