@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import nets
-from benchmarks.http.load import BenchmarkError, Case, Server, check, load, require_tools, running, train
+from benchmarks.server.load import BenchmarkError, Case, Server, check, load, require_tools, running, train
 from loadtest import rows as sonar
 
 DRAWS = 100

@@ -11,12 +11,17 @@ Before anything is timed, every contestant's mean and deviation of the draws are
 
 from __future__ import annotations
 
+import os
+import sys
+
+if __name__ == "__main__":
+    # Run as a file: modules are found from the project's root, and this folder hides none of Python's own.
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
 import importlib.metadata
 import importlib.util
 import json
-import os
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field

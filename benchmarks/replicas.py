@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import simulator
-from benchmarks.http.load import BenchmarkError, Case, Server, check, load, require_tools, running, train
+from benchmarks.server.load import BenchmarkError, Case, Server, check, load, require_tools, running, train
 from loadtest import rows as sonar
 
 CONFIG = Path(__file__).parents[1] / "deploy" / "haproxy.cfg"

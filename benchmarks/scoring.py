@@ -27,7 +27,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.http.load import (
+from benchmarks.server.load import (
     SERVER_CORE,
     WARM_UP_S,
     BenchmarkError,

@@ -17,8 +17,8 @@ import pytest
 import tensorflow as tf
 from scipy.stats import norm
 
-from benchmarks.uci import beyond, comparison, likelihood, protocol, results, sets
-from benchmarks.uci.stack import BATCH_SIZE, BETA_NLL, Stack, Stream, thresholds
+from benchmarks.uci_sets import beyond, comparison, likelihood, protocol, results, sets
+from benchmarks.uci_sets.stack import BATCH_SIZE, BETA_NLL, Stack, Stream, thresholds
 
 ROOT = Path(__file__).parents[2]
 ROWS, FEATURES, EPOCHS = BATCH_SIZE + 30, 3, 6

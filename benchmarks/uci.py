@@ -11,6 +11,13 @@ The reference: Gal & Ghahramani 2016, the authors' run of 2018, one hidden layer
 
 from __future__ import annotations
 
+import os
+import sys
+
+if __name__ == "__main__":
+    # Run as a file: modules are found from the project's root, and this folder hides none of Python's own.
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +27,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.uci import beyond, pool, protocol, results, sets
-from benchmarks.uci.comparison import DEEP_ENSEMBLES, Paired, paired
+from benchmarks.uci_sets import beyond, pool, protocol, results, sets
+from benchmarks.uci_sets.comparison import DEEP_ENSEMBLES, Paired, paired
 
 Figure = Literal["rmse", "ll"]
 FIGURES: tuple[tuple[Figure, str], ...] = (("rmse", "RMSE"), ("ll", "log-likelihood"))

@@ -10,11 +10,17 @@ machine falls on both its sides. Medians over the rounds. The output is Markdown
 
 from __future__ import annotations
 
+import os
+import sys
+
+if __name__ == "__main__":
+    # Run as a file: modules are found from the project's root, and this folder hides none of Python's own.
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
 import contextlib
 import json
 import shutil
 import statistics
-import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -24,8 +30,8 @@ import psutil
 import typer
 from rich.console import Console
 
-from benchmarks.http import contestants
-from benchmarks.http.load import (
+from benchmarks.server import contestants
+from benchmarks.server.load import (
     WARM_UP_S,
     BenchmarkError,
     Case,
@@ -40,8 +46,8 @@ from benchmarks.http.load import (
     train,
     wrk,
 )
-from benchmarks.http.soak import soak
-from benchmarks.http.wanted import HEAD, Figure, Figures, Line, lines, ratio, start_lines
+from benchmarks.server.soak import soak
+from benchmarks.server.wanted import HEAD, Figure, Figures, Line, lines, ratio, start_lines
 
 STREAM_CONNECTIONS = 4
 

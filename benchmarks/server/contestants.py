@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
 
-from benchmarks.http.load import JSON_TYPE, Case, Server
+from benchmarks.server.load import JSON_TYPE, Case, Server
 from loadtest import rows
 
 MANY_ROWS = 1_000
@@ -104,7 +104,7 @@ def plain(artifact: Path) -> Server:
     return Server(
         name=PLAIN,
         command=[
-            *(sys.executable, "-m", "bentoml", "serve", "benchmarks.http.plain:Plain"),
+            *(sys.executable, "-m", "bentoml", "serve", "benchmarks.server.plain:Plain"),
             *("--host", "127.0.0.1", "--port", "{port}"),
         ],
         environment={"BENCHMARK_ARTIFACT": str(artifact), "BENTOML_DO_NOT_TRACK": "True"},
@@ -117,7 +117,7 @@ def constant() -> Server:
     return Server(
         name=CONSTANT,
         command=[
-            *(sys.executable, "-m", "uvicorn", "benchmarks.http.constant:app", "--host", "127.0.0.1"),
+            *(sys.executable, "-m", "uvicorn", "benchmarks.server.constant:app", "--host", "127.0.0.1"),
             *("--port", "{port}", "--no-access-log", "--log-level", "warning"),
         ],
         environment={},

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.uci import sets
+from benchmarks.uci_sets import sets
 
 # Splits trained side by side are lost side by side when a run is killed, and a batch of large sets takes minutes.
 BATCH_ROWS = 12_000

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.uci.likelihood import Scores, score
-from benchmarks.uci.sets import RegressionSet
-from benchmarks.uci.stack import Stack
+from benchmarks.uci_sets.likelihood import Scores, score
+from benchmarks.uci_sets.sets import RegressionSet
+from benchmarks.uci_sets.stack import Stack
 
 SEED = 1
 TRAIN_SHARE = 0.8

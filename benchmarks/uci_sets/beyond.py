@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
-from benchmarks.uci.protocol import TRAIN_SHARE, Standardised, line_seed, standardise
-from benchmarks.uci.sets import RegressionSet
-from benchmarks.uci.stack import Head, Stack
+from benchmarks.uci_sets.protocol import TRAIN_SHARE, Standardised, line_seed, standardise
+from benchmarks.uci_sets.sets import RegressionSet
+from benchmarks.uci_sets.stack import Head, Stack
 
 MEMBERS = 4
 HEADS: tuple[Head, ...] = ("mean", "gaussian")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
-from benchmarks.http.contestants import (
+from benchmarks.server.contestants import (
     BARE,
     BENTO,
     CONSTANT,

@@ -60,7 +60,7 @@ class Case:
     port: str = "port"
     """Which of the server's ports: as in its command."""
     speaks_grpc: bool = False
-    """The body is a PredictRequest, the path a method, and the client `benchmarks.http.grpc_load`."""
+    """The body is a PredictRequest, the path a method, and the client `benchmarks.server.grpc_load`."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def grpc_load(place: str, case: Case, connections: int, seconds: float) -> dict[
     with tempfile.NamedTemporaryFile(suffix=".pb") as body:
         body.write(case.body if isinstance(case.body, bytes) else case.body.encode())
         body.flush()
-        command = ["taskset", "-c", CLIENT_CORE, sys.executable, "-m", "benchmarks.http.grpc_load"]
+        command = ["taskset", "-c", CLIENT_CORE, sys.executable, "-m", "benchmarks.server.grpc_load"]
         arguments = [place, case.path, body.name, str(connections), str(seconds)]
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
     return figures(done.stdout, done.stderr, done.returncode)

@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.http.contestants import BARE, PREDICT, dropserve, named
-from benchmarks.http.load import Running, figures, load, started, wrk
-from benchmarks.http.wanted import Line
+from benchmarks.server.contestants import BARE, PREDICT, dropserve, named
+from benchmarks.server.load import Running, figures, load, started, wrk
+from benchmarks.server.wanted import Line
 from models.contract import MANIFEST_FILE, manifest_bytes, read_manifest
 
 SHARE = 0.8
