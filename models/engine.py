@@ -19,7 +19,7 @@ from models.heads import Head, heads_of
 from models.members import interleave, turns
 from models.network import Network
 from models.novelty import Novelty, features
-from models.statistics import Moments, merge
+from models.statistics import MIN_QUANTILE_DRAWS, QUANTILE_DRAWS, Moments, merge
 from models.stochastic import Draws, Noise
 
 # Floats of one activation of one chunk: it should stay in a core's L2 cache.
@@ -62,6 +62,7 @@ class Engine:
         self._plan(task, labels, unit, has_noise)
         self._keep_masks()
         self._suffix = self._suffix_function()
+        self._any, self._chunked = self._paths()
         self._deterministic = operation_by_operation(network.deterministic, self.input_specs)
 
     # The four computations of the signatures, and the adaptive one.
@@ -70,6 +71,7 @@ class Engine:
         """From now on the draws and their summaries are as these heads make them; the deterministic answer stays."""
         self.heads = heads
         self._suffix = self._suffix_function()
+        self._any, self._chunked = self._paths()
 
     def deterministic(self, inputs: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
         """Dropout off: the trained network's own answer."""
@@ -84,8 +86,6 @@ class Engine:
 
     def sample(self, inputs: Sequence[tf.Tensor], num_samples: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
         """Statistics of draws 0 .. num_samples - 1. num_samples int32 [], seed int64 []."""
-        with tf.control_dependencies(_checks(num_samples)):
-            num_samples = tf.identity(num_samples)
         return self._sample(inputs, num_samples, seed)
 
     def draws(self, inputs: Sequence[tf.Tensor], num_samples: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -320,37 +320,50 @@ class Engine:
 
         Python numbers instead of tensors make a leaner graph.
         """
-        rest = self._noise(first, count, seed) if self._static_noise else [_int64(seed)]
+        return self._suffix_of(
+            prefix, first, count, self._noise(first, count, seed) if self._static_noise else [], seed
+        )
+
+    def _suffix_of(
+        self, prefix: list[tf.Tensor], first: Any, count: Any, noise: list[tf.Tensor], seed: Any
+    ) -> list[tf.Tensor]:
+        """`_quantities` with this noise; where the noise's shapes are not fixed, with that of the seed."""
+        rest = list(noise) if self._static_noise else [_int64(seed)]
         if self._first_matters:
             rest.append(tf.convert_to_tensor(first))
         return self._suffix(*prefix, *rest, tf.convert_to_tensor(count))
 
     def _noise(self, first: Any, count: Any, seed: Any) -> list[tf.Tensor]:
         """The noise arrays [C, ...] of draws first .. first + count - 1: kept where they are, else drawn."""
-
-        def drawn() -> list[tf.Tensor]:
-            at, number = tf.convert_to_tensor(first), tf.convert_to_tensor(count)
-            return [noise.draw(_int64(seed), at, number) for noise in self.noises]
-
-        def kept() -> list[tf.Tensor]:
-            if isinstance(first, int) and isinstance(count, int) and (first, count) == (0, self.kept_draws):
-                return [tf.convert_to_tensor(variable) for variable in self.kept]
-            return [
-                tf.slice(variable, [first, *[0] * (variable.shape.rank - 1)], [count, *variable.shape[1:]])
-                for variable in self.kept
-            ]
-
         if not self.kept:
-            return drawn()
-        if all(isinstance(number, int) for number in (first, count, seed)):
-            return kept() if seed == self.seed and first + count <= self.kept_draws else drawn()
-        return tf.cond(tf.logical_and(tf.equal(seed, self.seed), first + count <= self.kept_draws), kept, drawn)
+            return self._drawn_noise(first, count, seed)
+        return tf.cond(
+            tf.logical_and(tf.equal(seed, self.seed), first + count <= self.kept_draws),
+            lambda: self._kept_noise(first, count),
+            lambda: self._drawn_noise(first, count, seed),
+        )
+
+    def _drawn_noise(self, first: Any, count: Any, seed: Any) -> list[tf.Tensor]:
+        at, number = tf.convert_to_tensor(first), tf.convert_to_tensor(count)
+        return [noise.draw(_int64(seed), at, number) for noise in self.noises]
+
+    def _kept_noise(self, first: Any, count: Any) -> list[tf.Tensor]:
+        if isinstance(first, int) and isinstance(count, int) and (first, count) == (0, self.kept_draws):
+            return [tf.convert_to_tensor(variable) for variable in self.kept]
+        return [
+            tf.slice(variable, [first, *[0] * (variable.shape.rank - 1)], [count, *variable.shape[1:]])
+            for variable in self.kept
+        ]
 
     def _chunk_size(self, rows: tf.Tensor) -> tf.Tensor:
         """Draws a chunk for this many rows. Members share them out."""
+        return tf.maximum(self._fitting(rows), 1)
+
+    def _fitting(self, rows: tf.Tensor) -> tf.Tensor:
+        """`_chunk_size`, but 0 where a single draw of so many rows is more than a chunk should be."""
         width = self.network.widest_suffix()
         folded_rows = max(CHUNK_FLOATS // width, MIN_CHUNK_ROWS) * self.network.members
-        return tf.maximum(folded_rows // tf.maximum(rows, 1), 1)
+        return folded_rows // tf.maximum(rows, 1)
 
     def _next_chunk(self, step: tf.Tensor, at: tf.Tensor, left: Any, seed: Any) -> tf.Tensor:
         """Draws in the chunk that begins at draw `at`, with `left` draws to go."""
@@ -364,22 +377,74 @@ class Engine:
         return tf.where(inside, tf.minimum(size, self.kept_draws - at), size)
 
     def _sample(self, inputs: Sequence[tf.Tensor], count: Any, seed: Any) -> dict[str, tf.Tensor]:
-        """Statistics of draws 0 .. count - 1. What fits in one chunk takes a path without a loop."""
+        """Statistics of draws 0 .. count - 1. What fits in one chunk of kept masks has a path of its own."""
         prefix = self._prefix(inputs)
-        names: list[str] = []
+        fits = self._fitting(_rows(prefix))
+        number, key = tf.convert_to_tensor(count), _int64(seed)
+        if isinstance(count, int) and (count < MIN_QUANTILE_DRAWS or count > self.kept_draws):
+            answers = self._any(*prefix, number, key)
+        elif isinstance(count, int):
+            answers = tf.cond(
+                count <= fits, lambda: self._kept_answers(prefix, count), lambda: self._chunked(*prefix, number, key)
+            )
+        elif self.kept_draws < MIN_QUANTILE_DRAWS:
+            answers = self._any(*prefix, number, key)
+        else:
+            quick = tf.logical_and(
+                tf.logical_and(tf.equal(key, self.seed), number >= MIN_QUANTILE_DRAWS),
+                number <= tf.minimum(fits, self.kept_draws),
+            )
+            answers = tf.cond(
+                quick, lambda: self._kept_answers(prefix, number), lambda: self._any(*prefix, number, key)
+            )
+        return self._decided(dict(zip(self._names, answers, strict=True)), prefix)
 
-        def answer(moments: list[Moments]) -> list[tf.Tensor]:
-            summary = self._summary(moments, count)
-            names[:] = sorted(summary)
-            return [summary[name] for name in names]
+    def _answers(self, moments: list[Moments], count: Any, enough: bool = False) -> list[tf.Tensor]:
+        """The summary in the order of its sorted names, which are noted."""
+        summary = self._summary(moments, count, enough)
+        self._names = sorted(summary)
+        return [summary[name] for name in self._names]
 
-        step = self._chunk_size(_rows(prefix))
-        answers = tf.cond(
-            tf.equal(self._next_chunk(step, tf.constant(0), count, seed), count),
-            lambda: answer(self._moments(prefix, 0, count, seed)),
-            lambda: answer(self._run(prefix, tf.constant(0), count, seed)),
+    def _kept_answers(self, prefix: list[tf.Tensor], count: Any) -> list[tf.Tensor]:
+        """Answers of one chunk of kept masks, with draws enough for quantiles."""
+        quantities = self._suffix_of(prefix, 0, count, self._kept_noise(0, count), self.seed)
+        # Nothing to cut where there are no more draws than quantiles take.
+        cut = 0 if self.kept_draws > QUANTILE_DRAWS else None
+        return self._answers(
+            [head.moments(values, cut) for head, values in zip(self.heads, quantities, strict=True)], count, True
         )
-        return self._decided(dict(zip(names, answers, strict=True)), prefix)
+
+    def _paths(self) -> tuple[Any, Any]:
+        """Two functions of the prefix's tensors, the number of draws and the seed, which give the sorted answers.
+
+        The first is for any number and seed, the second for several chunks. They are not inlined: TensorFlow visits
+        every operation of a branch that it does not take, and there are hundreds of them.
+        """
+
+        def chunked(*arguments: tf.Tensor) -> list[tf.Tensor]:
+            *prefix, count, seed = arguments
+            return self._answers(self._run(prefix, tf.constant(0), count, seed), count)
+
+        def general(*arguments: tf.Tensor) -> list[tf.Tensor]:
+            *prefix, count, seed = arguments
+            with tf.control_dependencies(_checks(count)):
+                count = tf.identity(count)
+
+            def at_once() -> list[tf.Tensor]:
+                noise = self._drawn_noise(0, count, seed) if self._static_noise else []
+                quantities = self._suffix_of(prefix, 0, count, noise, seed)
+                return self._answers(
+                    [head.moments(values, 0) for head, values in zip(self.heads, quantities, strict=True)], count
+                )
+
+            one = tf.equal(self._next_chunk(self._chunk_size(_rows(prefix)), tf.constant(0), count, seed), count)
+            if self.kept:
+                kept = tf.logical_and(tf.equal(seed, self.seed), count <= self.kept_draws)
+                one = tf.logical_and(one, tf.logical_not(kept))
+            return tf.cond(one, at_once, lambda: self._chunked(*arguments))
+
+        apart = {"autograph": False, "experimental_attributes": {"_noinline": True}}
+        return tf.function(general, **apart), tf.function(chunked, **apart)
 
     def _decided(self, answers: dict[str, tf.Tensor], prefix: list[tf.Tensor]) -> dict[str, tf.Tensor]:
         """The summaries, and what follows from them and from the prefix's features by calibration."""
@@ -417,10 +482,10 @@ class Engine:
         )
         return _unflatten(moments)
 
-    def _summary(self, moments: list[Moments], num_draws: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _summary(self, moments: list[Moments], num_draws: Any, enough: bool = False) -> dict[str, tf.Tensor]:
         answers: dict[str, tf.Tensor] = {}
         for head, of_head in zip(self.heads, moments, strict=True):
-            answers |= head.summary(of_head, num_draws)
+            answers |= head.summary(of_head, num_draws, enough)
         return answers
 
     def _stopping_error(self, moments: list[Moments], num_draws: tf.Tensor) -> tf.Tensor:
@@ -470,11 +535,5 @@ def _unflatten(tensors: list[tf.Tensor]) -> list[Moments]:
 
 
 def _loose(tensor: tf.Tensor) -> tf.TensorShape:
-    """The tensor's shape with rows (and, for kept draws, their number) left free."""
-    if tensor.shape.rank < 2:
-        return tf.TensorShape([None] * tensor.shape.rank)
-    return (
-        tf.TensorShape([None, None, *tensor.shape[2:]])
-        if tensor.shape[1] is None
-        else tf.TensorShape([None, *tensor.shape[1:]])
-    )
+    """The tensor's shape with rows (and, for the first draws, their number) left free."""
+    return tf.TensorShape([None, *tensor.shape[1:]] if tensor.shape.rank else [])

@@ -90,10 +90,6 @@ class Head:
         """Both classes' probabilities where one number stands for two: [...] -> [..., 2]."""
         return tf.stack([1.0 - values, values], axis=-1) if self.binary else values
 
-    def both(self, values: tf.Tensor) -> tf.Tensor:
-        """A statistic that is the same for both classes of a binary output: [...] -> [..., 2]."""
-        return tf.stack([values, values], axis=-1) if self.binary else values
-
     def point(self, tensor: tf.Tensor) -> dict[str, tf.Tensor]:
         """The deterministic answer."""
         if self.has_noise:
@@ -122,10 +118,12 @@ class Head:
     def _noise_scale(self) -> float:
         return 1.0 if self._noise is None else self._noise.scale
 
-    def moments(self, draws: tf.Tensor, first_draw: tf.Tensor | int) -> Moments:
-        """Moments of one chunk of the quantity's draws [N, C, ...]."""
-        entropies = statistics.entropy(draws, self.binary) if self.is_classification else None
-        return statistics.of_draws(draws, first_draw, entropies)
+    def moments(self, draws: tf.Tensor, first_draw: tf.Tensor | int | None) -> Moments:
+        """Moments of one chunk of the quantity's draws [N, C, ...]; of two classes both are there."""
+        last = statistics.draws_last(draws)
+        if self.binary:
+            last = tf.stack([1.0 - last, last], axis=-2)
+        return statistics.of_draws(last, first_draw, self.is_classification)
 
     def standard_error(self, moments: Moments, num_draws: tf.Tensor | int) -> tf.Tensor:
         """Of the mean of the draws, [N, ...]."""
@@ -134,23 +132,27 @@ class Head:
             std = std[:, 0]
         return std / tf.sqrt(tf.cast(num_draws, tf.float32))
 
-    def summary(self, moments: Moments, num_draws: tf.Tensor | int) -> dict[str, tf.Tensor]:
-        """All that is reported of the draws, by signature output name."""
+    def summary(self, moments: Moments, num_draws: tf.Tensor | int, enough: bool = False) -> dict[str, tf.Tensor]:
+        """All that is reported of the draws, by signature output name.
+
+        enough: there are enough draws for quantiles.
+        """
         error = self.standard_error(moments, num_draws)
         if self.has_noise or self._noise is not None:
-            answers = self._noisy(moments, num_draws, error)
+            answers = self._noisy(moments, num_draws, error, enough)
             return {self.output.prefix + name: value for name, value in answers.items()}
         std = statistics.standard_deviation(moments, num_draws)
         if self.is_classification:
-            lower, upper = statistics.central_interval(moments.first, num_draws, (0.0, 1.0))
-            predictive = statistics.entropy(moments.mean, self.binary)
-            expected = moments.entropy / tf.cast(num_draws, tf.float32)
             if self.binary:
-                lower, upper = tf.stack([1.0 - upper, lower], axis=-1), tf.stack([1.0 - lower, upper], axis=-1)
+                lower, upper = statistics.shared_interval(moments.first, num_draws, enough)
+            else:
+                lower, upper = statistics.central_interval(moments.first, num_draws, (0.0, 1.0), enough)
+            predictive = statistics.entropy(moments.mean)
+            expected = moments.negentropy / -tf.cast(num_draws, tf.float32)
             answers = {
-                "probabilities": self.classes(moments.mean),
-                "std": self.both(std),
-                "standard_error": self.both(error),
+                "probabilities": moments.mean,
+                "std": std,
+                "standard_error": error,
                 "predictive_entropy": predictive,
                 "expected_entropy": expected,
                 "mutual_information": tf.maximum(predictive - expected, 0.0),
@@ -159,7 +161,7 @@ class Head:
             }
         else:
             infinity = float("inf")
-            lower, upper = statistics.central_interval(moments.first, num_draws, (-infinity, infinity))
+            lower, upper = statistics.central_interval(moments.first, num_draws, (-infinity, infinity), enough)
             answers = {
                 "mean": moments.mean,
                 "epistemic_std": std,
@@ -169,22 +171,24 @@ class Head:
             }
         return {self.output.prefix + name: value for name, value in answers.items()}
 
-    def _noisy(self, moments: Moments, num_draws: tf.Tensor | int, error: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _noisy(
+        self, moments: Moments, num_draws: tf.Tensor | int, error: tf.Tensor, enough: bool
+    ) -> dict[str, tf.Tensor]:
         """The summary of a regression whose noise is known: variances add, quantiles are the mixture's."""
         mean, first = moments.mean, moments.first
         epistemic = statistics.standard_deviation(moments, num_draws)
         if self.has_noise:
             # E[sigma^2], Kendall & Gal 2017, eq. 9.
             variance = mean[:, 1] * self._noise_scale**2
-            stds = tf.sqrt(first[..., 1]) * self._noise_scale
-            mean, epistemic, first = mean[:, 0], epistemic[:, 0], first[..., 0]
+            stds = tf.sqrt(first[:, 1]) * self._noise_scale
+            mean, epistemic, first = mean[:, 0], epistemic[:, 0], first[:, 0]
             aleatoric = tf.sqrt(variance)
         else:
             aleatoric = tf.zeros_like(mean) + self._noise_std
             stds = aleatoric[:, None]
         std = tf.sqrt(tf.square(epistemic) + tf.square(aleatoric))
         lower, upper = statistics.known_tails(
-            first, lambda: mixture.quantiles(first, stds, mean, std, statistics.INTERVAL_LEVELS)
+            first, lambda: mixture.quantiles(first, stds, mean, std, statistics.INTERVAL_LEVELS), enough
         )
         return {
             "mean": mean,

@@ -430,9 +430,10 @@ def _dot(layer: keras.layers.Dense, x: tf.Tensor) -> tf.Tensor:
     """A Dense of one unit as (kernel' x')': three times faster on CPUs than x kernel, rows in the thousands."""
     x = tf.cast(x, layer.compute_dtype)
     kernel = tf.cast(tf.convert_to_tensor(layer.kernel), x.dtype)
-    result = tf.reshape(tf.matmul(kernel, x, transpose_a=True, transpose_b=True), [-1, 1])
+    result = tf.matmul(kernel, x, transpose_a=True, transpose_b=True)
     if layer.use_bias:
-        result = tf.nn.bias_add(result, tf.cast(tf.convert_to_tensor(layer.bias), x.dtype))
+        result = result + tf.cast(tf.convert_to_tensor(layer.bias), x.dtype)
+    result = tf.reshape(result, [-1, 1])
     return result if layer.activation is None else layer.activation(result)
 
 

@@ -1,4 +1,4 @@
-"""Statistics of draws: streaming moments, entropies, quantiles. Pure TensorFlow, on arrays [rows, draws, ...]."""
+"""Statistics of draws: streaming moments, entropies, quantiles. Pure TensorFlow, on arrays [rows, ..., draws]."""
 
 from __future__ import annotations
 
@@ -28,31 +28,34 @@ class Moments(NamedTuple):
     mean: tf.Tensor
     # Sum of squared deviations from the mean.
     squares: tf.Tensor
-    # Sum over draws of the entropy of each draw, nats; zeros for regression.
-    entropy: tf.Tensor
-    # The first QUANTILE_DRAWS draws, [rows, draws, ...].
+    # Sum over draws of each draw's p log p over the classes, nats: minus its entropy; zeros for regression.
+    negentropy: tf.Tensor
+    # The first QUANTILE_DRAWS draws, [rows, ..., draws].
     first: tf.Tensor
 
 
-def entropy(probabilities: tf.Tensor, binary: bool) -> tf.Tensor:
-    """Entropy in nats over the last axis; with `binary` the entries are probabilities of the second of two classes.
+def draws_last(draws: tf.Tensor) -> tf.Tensor:
+    """[rows, draws, ...] -> [rows, ..., draws]."""
+    return draws if draws.shape.rank == 2 else tf.transpose(draws, [0, *range(2, draws.shape.rank), 1])
 
-    0 log 0 is 0, exactly: the logarithm's argument is kept at the smallest normal number, where x log x vanishes.
+
+def entropy(probabilities: tf.Tensor) -> tf.Tensor:
+    """Entropy in nats over the last axis. 0 log 0 is 0, exactly."""
+    return -tf.reduce_sum(tf.math.xlogy(probabilities, probabilities), axis=-1)
+
+
+def of_draws(draws: tf.Tensor, first_draw: tf.Tensor | int | None, are_probabilities: bool) -> Moments:
+    """Moments of one chunk of draws [rows, ..., draws]; of probabilities the axis before the draws is the classes'.
+
+    first_draw: the chunk's first one; None where the chunk has at most QUANTILE_DRAWS and is the first.
     """
-    terms = -probabilities * tf.math.log(tf.maximum(probabilities, SMALLEST_NORMAL))
-    if binary:
-        others = 1.0 - probabilities
-        return terms - others * tf.math.log(tf.maximum(others, SMALLEST_NORMAL))
-    return tf.reduce_sum(terms, axis=-1)
-
-
-def of_draws(draws: tf.Tensor, first_draw: tf.Tensor | int, entropies: tf.Tensor | None) -> Moments:
-    """Moments of one chunk of draws [rows, draws, ...]; `entropies` [rows, draws, ...] or None for regression."""
-    mean = tf.reduce_mean(draws, axis=1)
-    squares = tf.reduce_sum(tf.math.squared_difference(draws, mean[:, None]), axis=1)
-    total = tf.zeros_like(mean) if entropies is None else tf.reduce_sum(entropies, axis=1)
+    mean = tf.reduce_mean(draws, axis=-1)
+    squares = tf.reduce_sum(tf.math.squared_difference(draws, mean[..., None]), axis=-1)
+    negentropy = tf.reduce_sum(tf.math.xlogy(draws, draws), axis=[-2, -1]) if are_probabilities else tf.zeros_like(mean)
+    if first_draw is None:
+        return Moments(mean, squares, negentropy, draws)
     wanted = QUANTILE_DRAWS if isinstance(first_draw, int) else tf.maximum(QUANTILE_DRAWS - first_draw, 0)
-    return Moments(mean, squares, total, draws[:, :wanted])
+    return Moments(mean, squares, negentropy, draws[..., :wanted])
 
 
 def merge(seen: Moments, seen_draws: tf.Tensor, new: Moments, new_draws: tf.Tensor) -> Moments:
@@ -63,8 +66,8 @@ def merge(seen: Moments, seen_draws: tf.Tensor, new: Moments, new_draws: tf.Tens
     return Moments(
         seen.mean + difference * share,
         seen.squares + new.squares + difference * difference * (before * share),
-        seen.entropy + new.entropy,
-        tf.concat([seen.first, new.first], axis=1),
+        seen.negentropy + new.negentropy,
+        tf.concat([seen.first, new.first], axis=-1),
     )
 
 
@@ -74,56 +77,62 @@ def standard_deviation(moments: Moments, num_draws: tf.Tensor | int) -> tf.Tenso
 
 
 def central_interval(
-    first: tf.Tensor, num_draws: tf.Tensor | int, widest: tuple[float, float]
+    first: tf.Tensor, num_draws: tf.Tensor | int, widest: tuple[float, float], enough: bool = False
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The 5 % and 95 % quantiles over axis 1 of the first of `num_draws` draws, [rows, draws, ...], interpolated.
+    """The 5 % and 95 % quantiles over the last axis of the first of `num_draws` draws, interpolated.
 
-    With fewer than MIN_QUANTILE_DRAWS draws the tails are unknown: then the widest possible interval.
-    A number of draws that is known while the graph is made leaves a dozen operations out of it.
+    With fewer than MIN_QUANTILE_DRAWS draws the tails are unknown: then the widest possible interval. `enough` says
+    that there are as many.
     """
-    last = first if first.shape.rank == 2 else tf.transpose(first, [0, *range(2, first.shape.rank), 1])
-    if isinstance(num_draws, int):
-        return _known_interval(last, min(num_draws, QUANTILE_DRAWS), widest)
-    count = tf.shape(first)[1]
-    rank = tf.cast(count - 1, tf.float32) * _TAIL
-    whole = tf.floor(rank)
-    weight = rank - whole
-    outer = tf.cast(whole, tf.int32)
-    inner = tf.minimum(outer + 1, count - 1)
-    tails = _tails(last, inner + 1)
-    ends = tf.gather(tails, tf.stack([outer, inner]), axis=-1)
-    quantiles = ends[..., 0] + (ends[..., 1] - ends[..., 0]) * weight
-    enough = count >= MIN_QUANTILE_DRAWS
-    lower = tf.where(enough, -quantiles[0], widest[0])
-    upper = tf.where(enough, quantiles[1], widest[1])
-    return lower, upper
+    # One partial sort for both: the largest of -x are the smallest of x.
+    below, above = tf.unstack(_upper(tf.stack([-first, first]), num_draws))
+    if enough:
+        return -below, above
+    known = _count(num_draws) >= MIN_QUANTILE_DRAWS
+    return tf.where(known, -below, widest[0]), tf.where(known, above, widest[1])
 
 
-def _known_interval(last: tf.Tensor, count: int, widest: tuple[float, float]) -> tuple[tf.Tensor, tf.Tensor]:
-    """`central_interval` of [..., draws] with `count` draws."""
-    if count < MIN_QUANTILE_DRAWS:
-        shape = tf.shape(last)[:-1]
-        return tf.fill(shape, widest[0]), tf.fill(shape, widest[1])
-    # In float32, as the graph of an unknown number has it.
-    rank = float(np.float32(count - 1) * np.float32(_TAIL))
-    outer = int(rank)
-    inner = min(outer + 1, count - 1)
-    tails = _tails(last, inner + 1)
-    far, near = tails[..., outer], tails[..., inner]
-    quantiles = far + (near - far) * (rank - outer)
-    return -quantiles[0], quantiles[1]
+def shared_interval(first: tf.Tensor, num_draws: tf.Tensor | int, enough: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
+    """`central_interval` of two classes' probabilities [..., 2, draws]: what the one has less the other has more."""
+    upper = _upper(first, num_draws)
+    if not enough:
+        upper = tf.where(_count(num_draws) >= MIN_QUANTILE_DRAWS, upper, 1.0)
+    return 1.0 - tf.reverse(upper, [-1]), upper
 
 
-def _tails(last: tf.Tensor, count: tf.Tensor | int) -> tf.Tensor:
-    """The `count` outermost of [..., draws] at both ends, negated at the lower one: [2, ..., count].
+def _count(num_draws: tf.Tensor | int) -> tf.Tensor | int:
+    """Draws that quantiles are read from."""
+    return min(num_draws, QUANTILE_DRAWS) if isinstance(num_draws, int) else tf.minimum(num_draws, QUANTILE_DRAWS)
 
-    One partial sort for both: the largest of -x are the smallest of x.
+
+def _upper(first: tf.Tensor, num_draws: tf.Tensor | int) -> tf.Tensor:
+    """The 95 % quantile over the last axis. A number that is known while the graph is made makes it leaner."""
+    count = _count(num_draws)
+    weight: tf.Tensor | float
+    if isinstance(count, int):
+        # In float32, as the graph of an unknown number has it.
+        rank = float(np.float32(count - 1) * np.float32(_TAIL))
+        weight, outer = rank - int(rank), int(rank)
+    else:
+        rank = tf.cast(count - 1, tf.float32) * _TAIL
+        whole = tf.floor(rank)
+        weight, outer = rank - whole, tf.cast(whole, tf.int32)
+    # Of at least two draws the rank is at least one from the other end.
+    tails = tf.math.top_k(first, outer + 2, sorted=True).values
+    far, near = tails[..., -2], tails[..., -1]
+    return far + (near - far) * weight
+
+
+def known_tails(
+    first: tf.Tensor, quantiles: Callable[[], tf.Tensor], enough: bool = False
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Both ends [N] of `quantiles` [N, 2], a mixture's over the draws [N, draws]; infinite where these are too few.
+
+    enough: they are not.
     """
-    return tf.math.top_k(tf.stack([-last, last]), count, sorted=True).values
-
-
-def known_tails(first: tf.Tensor, quantiles: Callable[[], tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Both ends [N] of `quantiles` [N, 2], a mixture's over the draws [N, draws]; infinite where these are too few."""
+    if enough:
+        ends = quantiles()
+        return ends[:, 0], ends[:, 1]
     count = tf.shape(first)[1]
     infinite = tf.zeros_like(first[:, :1]) + tf.constant([-float("inf"), float("inf")])
     # Computed only where it is wanted: with few draws somebody only looks whether to go on.

@@ -119,11 +119,16 @@ class Draws:
 
     def combine(self, x: tf.Tensor, noise: tf.Tensor, operation: Callable[[Any, Any], Any]) -> tf.Tensor:
         """operation(x, noise), folded; the noise [draws, *shape] is shared over rows, x is as `unfolded` says."""
-        per_row = x.shape[1:]
-        draws = 1 if self.unfolded else self.num_draws
-        sizes = row_sizes(x)
-        apart = tf.reshape(x, tf.stack([-1, draws, *sizes]))
-        result = operation(apart, tf.cast(noise, x.dtype)[None])
+        per_row, sizes = x.shape[1:], row_sizes(x)
+        noise = tf.cast(noise, x.dtype)
+        if not self.unfolded:
+            apart = tf.reshape(x, tf.stack([-1, self.num_draws, *sizes]))
+            result = operation(apart, noise)
+        elif noise.shape[1:] == per_row and per_row.is_fully_defined():
+            # Copied for each draw first: a product that broadcasts over an inner axis is slower than both.
+            result = operation(tf.tile(_flat(x), tf.stack([1, self.num_draws])), tf.reshape(noise, [1, -1]))
+        else:
+            result = operation(x[:, None], noise)
         folded = tf.reshape(result, tf.stack([-1, *sizes]))
         folded.set_shape([None, *per_row])
         return folded
@@ -134,6 +139,11 @@ class Draws:
         tiled = tf.tile(tf.cast(noise, x.dtype), tf.stack([rows, *[1] * (len(noise.shape) - 1)]))
         tiled.set_shape([None, *x.shape[1:]])
         return tiled
+
+
+def _flat(x: tf.Tensor) -> tf.Tensor:
+    """[rows, ...] of fixed sizes -> [rows, size]."""
+    return x if x.shape.rank == 2 else tf.reshape(x, [-1, math.prod(x.shape[1:])])
 
 
 _active: ContextVar[Draws | None] = ContextVar("draws", default=None)
