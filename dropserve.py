@@ -35,6 +35,8 @@ Repository = Annotated[
     Path,
     typer.Option("--repository", metavar="DIR", envvar="DROPSERVE_REPOSITORY", help="The model repository."),
 ]
+# Of commands that have no use for it: who sets it for all of them is not refused.
+UnusedRepository = Annotated[Path | None, typer.Option("--repository", metavar="DIR", hidden=True)]
 NumSamples = Annotated[
     int,
     typer.Option(
@@ -212,6 +214,7 @@ def study(
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**31, help="Same seed, same folds and nets.")] = 0,
     report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write the report, one HTML page.")] = None,
     as_json: Json = False,
+    repository: UnusedRepository = None,
 ) -> None:
     """Does dropout help on DATA? Nets without it, with it here or there, and tuned, under repeated cross-validation."""
     from training.plan import check_report, dataset
@@ -607,7 +610,7 @@ def score(
     if as_json:
         counts = {"rows": outcome.scored, "rejected": outcome.rejected, "out": str(out), "rejects": rejects}
         counts |= {"warnings": list(planned.form.warnings)}
-        identity = {"name": manifest.name, "version": manifest.version}
+        identity = {"name": manifest.name, "version": str(manifest.version)}
         print(json.dumps({"model": identity, **settings.model_dump(exclude={"prefix"}), **counts}, indent=2))
     else:
         for warning in planned.form.warnings:
@@ -696,6 +699,7 @@ def loadtest(
     ] = "127.0.0.1:8500",
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with plots.")] = None,
     as_json: Json = False,
+    repository: UnusedRepository = None,
 ) -> None:
     """Put load on a running server, check every answer, and end with exit code 1 where one was wrong."""
     from loadtest import verdict

@@ -143,7 +143,8 @@ class Core:
         """
         if isinstance(version, str):
             if not (version.isascii() and version.isdigit()):
-                raise VersionNotFound(self.registry.shelf(name or "").name, version, ())
+                shelf = self.registry.shelf(name or "")
+                raise VersionNotFound(shelf.name, version, sorted(shelf.loaded))
             version = int(version)
         return self.registry.find(name, version, label, request)
 

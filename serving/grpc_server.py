@@ -229,7 +229,7 @@ class Services(prediction_service_pb2_grpc.PredictionServiceServicer, model_serv
         response = get_model_status_pb2.GetModelStatusResponse()
         for version, status in sorted(statuses.items(), reverse=True):
             shown = response.model_version_status.add(version=version, state=_State.Value(status.state))
-            shown.status.error_code = error_codes_pb2.UNKNOWN if status.error else error_codes_pb2.OK
+            shown.status.error_code = error_codes_pb2.DATA_LOSS if status.error else error_codes_pb2.OK
             shown.status.error_message = status.error
         return response
 

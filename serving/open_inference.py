@@ -16,7 +16,7 @@ from models import contract
 from models.contract import ModelInput, SignatureTensor
 from serving import tensors
 from serving.core import Core
-from serving.errors import InvalidField, InvalidRequest, UnsupportedContentType, choices, quote
+from serving.errors import InvalidField, InvalidRequest, Unavailable, UnsupportedContentType, choices, quote
 from serving.graph import Arrays
 from serving.pages import release
 from serving.prediction_sets import Coverage
@@ -77,7 +77,7 @@ class OpenInference:
         return json_response({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        return json_response({"ready": self._core.is_ready}, 200 if self._core.is_ready else 503)
+        return _readiness({"ready": self._core.is_ready})
 
     async def model(self, name: str, version: str | None, request: Request) -> Response:
         model = self._core.model(name, version)
@@ -94,8 +94,7 @@ class OpenInference:
 
     async def model_ready(self, name: str, version: str | None, request: Request) -> Response:
         model = self._core.model(name, version)
-        ready = self._core.is_ready
-        return json_response({"name": model.name, "ready": ready}, 200 if ready else 503)
+        return _readiness({"name": model.name, "ready": self._core.is_ready})
 
     async def infer(self, name: str, version: str | None, request: Request) -> Response:
         request.exchange.operation = "infer"
@@ -129,6 +128,12 @@ class OpenInference:
                 head["parameters"]["warning"] = ". ".join(coverage.warnings)
         in_binary = _flag(parameters, "binary_data_output")
         return _response(head, shown, {output: outputs.get(output, in_binary) for output in shown})
+
+
+def _readiness(content: dict[str, Any]) -> Response:
+    if content["ready"]:
+        return json_response(content)
+    return json_response(content, 503, [(b"retry-after", b"%d" % Unavailable.retry_after_s)])
 
 
 def _metadata(tensor: SignatureTensor) -> dict[str, Any]:

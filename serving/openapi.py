@@ -50,7 +50,7 @@ def document(manifest: Manifest, settings: Settings, release: str) -> Schema:
                             "model": _model(manifest),
                             "seed": _INT64,
                             "predictions": _rows(manifest, lambda output: _uncertainty(manifest, output)),
-                            **_warnings(manifest),
+                            **_warnings(),
                         },
                         ["model", "seed", "predictions"],
                     ),
@@ -130,22 +130,24 @@ def _asked(manifest: Manifest, settings: Settings) -> dict[str, Schema]:
 
 
 def _coverage(manifest: Manifest) -> dict[str, Schema]:
-    """The field, where it may be asked for."""
-    if manifest.calibration is None or not _is_conformal(manifest):
-        return {}
-    return {
-        "coverage": {
-            "type": "number",
-            "exclusiveMinimum": 0,
-            "exclusiveMaximum": 1,
-            "default": manifest.calibration.coverage,
-            "description": "Share of rows whose prediction set or interval is to hold the truth.",
-        }
+    asked: Schema = {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "exclusiveMaximum": 1,
+        "description": "Share of rows whose prediction set or interval is to hold the truth.",
     }
+    usual = _usual_coverage(manifest)
+    return {"coverage": asked if usual is None else {**asked, "default": usual}}
+
+
+def _usual_coverage(manifest: Manifest) -> float | None:
+    """The coverage where none is asked for, of a model that can promise one."""
+    return manifest.calibration.coverage if manifest.calibration is not None and _is_conformal(manifest) else None
 
 
 def _example(manifest: Manifest) -> dict[str, float]:
-    return {name: schema["default"] for name, schema in _coverage(manifest).items()}
+    usual = _usual_coverage(manifest)
+    return {} if usual is None else {"coverage": usual}
 
 
 def _is_conformal(manifest: Manifest) -> bool:
@@ -153,9 +155,7 @@ def _is_conformal(manifest: Manifest) -> bool:
     return any(calibrated is not None and calibrated.conformal is not None for calibrated in known)
 
 
-def _warnings(manifest: Manifest) -> dict[str, Schema]:
-    if not _is_conformal(manifest):
-        return {}
+def _warnings() -> dict[str, Schema]:
     words = "Present where there are too few calibration rows for the coverage: how many are wanted, and what follows."
     return {"warnings": {"type": "array", "items": {"type": "string"}, "description": words}}
 

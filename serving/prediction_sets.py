@@ -8,7 +8,7 @@ here, by the same arithmetic in float32.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -25,9 +25,10 @@ from models.contract import (
     ModelOutput,
     SignatureTensor,
 )
-from serving.errors import InvalidField
 
 Arrays = dict[str, np.ndarray]
+
+NO_SCORES = "this model has no calibration rows to promise it by"
 
 # Coverages whose thresholds are kept for each model: people ask for a few; who asks for many gets them made anew.
 KEPT_COVERAGES = 64
@@ -44,7 +45,7 @@ class PredictionSets:
     def at(self, coverage: float | None = None) -> Coverage:
         """The sets and intervals of a coverage, of the artifact's own one without.
 
-        Raises InvalidField where one is asked for and the model has no scores.
+        Of a model without scores there are none: where a coverage is asked for, the warnings say so.
         """
         value = self._own if coverage is None else coverage
         found = self._kept.get(value)
@@ -54,7 +55,7 @@ class PredictionSets:
                 self._kept.clear()
             self._kept[value] = found
         if coverage is not None and not found.outputs:
-            raise InvalidField("coverage", f"{coverage:g}", "none: this model has no calibration rows to promise it by")
+            return replace(found, warnings=(f"coverage {coverage:g}: {NO_SCORES}",))
         return found
 
     def _make(self, value: float) -> Coverage:

@@ -108,10 +108,11 @@ class TensorFlowServing:
         tensors.check_rows({name: len(array) for name, array in arrays.items()})
         inputs = tensors.check_values(model.manifest, model.reader, arrays)
         outputs = await self._run(request, model, signature, inputs, **scalars)
+        respond = _response_with_infinity if tensors.has_unknown_ends(outputs) else json_response
         if "instances" in content:
-            return json_response({"predictions": _rows(outputs)})
+            return respond({"predictions": _rows(outputs)})
         shown: Any = outputs if len(outputs) > 1 else next(iter(outputs.values()))
-        return json_response({"outputs": shown})
+        return respond({"outputs": shown})
 
     async def _run(
         self,
@@ -208,6 +209,11 @@ def _signature_name(content: dict[str, Any]) -> str:
     if type(name) is not str:
         _format_error(content, "not formatted correctly. 'signature_name' key must be a string value.")
     return name or contract.SERVING_DEFAULT
+
+
+def _response_with_infinity(content: Any) -> Response:
+    """Infinity as TensorFlow Serving writes it, a word that JSON does not have."""
+    return Response(json.dumps(content, default=lambda values: values.tolist(), separators=(",", ":")).encode())
 
 
 def _version(text: str | None) -> int | None:

@@ -109,6 +109,11 @@ def finite_outputs(arrays: Arrays, names: Sequence[str] = ()) -> Arrays:
     return {name: finite(arrays[name], ends=name.endswith(_ENDS)) for name in names or arrays}
 
 
+def has_unknown_ends(arrays: Arrays) -> bool:
+    """Whether an interval has an end that nobody can know, which is infinite."""
+    return any(name.endswith(_ENDS) and not np.isfinite(values).all() for name, values in arrays.items())
+
+
 def _not_finite(item: ModelInput, array: np.ndarray) -> np.ndarray | None:
     """Where a number stands that may not; None where all may. NaN is how a column that may be empty says that it is."""
     good = np.isfinite(array)

@@ -11,8 +11,8 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from models.contract import MC_SAMPLE, NUM_SAMPLES, SEED, Manifest
-from serving.errors import InvalidField, InvalidRequest
-from serving.prediction_sets import PredictionSets
+from serving.errors import InvalidRequest
+from serving.prediction_sets import NO_SCORES, PredictionSets
 from serving.scoring.columns import PROBABILITIES, AnswerColumns, Arrays
 from serving.scoring.errors import ScoreError
 from serving.scoring.rows import RowReader
@@ -64,10 +64,9 @@ class Form:
         """
         self.settings = settings
         self.reader = RowReader(manifest, columns, place, is_text=is_text)
-        try:
-            coverage = PredictionSets(manifest).at(settings.coverage)
-        except InvalidField as error:
-            raise ScoreError(f"--{error}") from error
+        coverage = PredictionSets(manifest).at(settings.coverage)
+        if settings.coverage is not None and not coverage.outputs:
+            raise ScoreError(f"--coverage: found {settings.coverage:g}, wanted none: {NO_SCORES}")
         self.warnings = coverage.warnings
         self.answers = AnswerColumns(manifest, settings.prefix, settings.num_samples, coverage, lists=lists)
         self.answers.check_free(columns, place)

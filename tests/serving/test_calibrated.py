@@ -175,6 +175,16 @@ def test_ends_that_nobody_knows_are_null_in_json_and_infinite_in_binary(branches
     assert (ends[1] == np.inf).all()
 
 
+def test_ends_that_nobody_knows_are_tensorflow_serving_s_infinity_in_its_json(branches):
+    inputs = {name: [row[name] for row in SIDES] for name in ("left", "right")}
+    body = {"signature_name": "mc_sample", "inputs": {**inputs, "num_samples": 10, "seed": 0}}
+    answer = branches.post("/v1/models/branches:predict", json=body).raise_for_status()
+    assert answer.headers["content-type"] == "application/json"
+    outputs = answer.json()["outputs"]
+    assert outputs["lower"] == [-np.inf] * len(SIDES)
+    assert outputs["upper"] == [np.inf] * len(SIDES)
+
+
 @pytest.mark.parametrize("name", ["tiny", "branches"])
 def test_the_document_says_what_the_answers_have(name, request):
     client = request.getfixturevalue(name)
@@ -194,8 +204,8 @@ def test_a_version_without_calibration_promises_nothing(tiny, repository):
     publish_as(repository / "tiny" / "1", repository, 2, calibration=None)
     wait_for(lambda: asked(tiny, ROWS[:1])["model"]["version"] == "2", "version 2")
     assert not {"prediction_set", "abstain", "interval"} & asked(tiny, ROWS[:1])["predictions"][0].keys()
-    refused = tiny.post("/uncertainty", json={"instances": ROWS[:1], "coverage": 0.9})
-    of_tensors = tiny.post("/v2/models/tiny/infer", json={"inputs": [TENSOR], "parameters": {"coverage": 0.9}})
-    assert refused.status_code == of_tensors.status_code == 400
-    assert refused.json()["error"] == of_tensors.json()["error"]
-    assert refused.json()["error"].startswith("coverage: found 0.9, wanted none: this model has no calibration rows")
+    unpromised = tiny.post("/uncertainty", json={"instances": ROWS[:1], "coverage": 0.9}).json()
+    of_tensors = tiny.post("/v2/models/tiny/infer", json={"inputs": [TENSOR], "parameters": {"coverage": 0.9}}).json()
+    assert not {"prediction_set", "abstain", "interval"} & unpromised["predictions"][0].keys()
+    assert unpromised["warnings"] == ["coverage 0.9: this model has no calibration rows to promise it by"]
+    assert of_tensors["parameters"]["warning"] == unpromised["warnings"][0]

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from models.contract import Abstention, ConformalScores, Manifest, ModelOutput
-from serving.errors import InvalidField
 from serving.prediction_sets import (
     KEPT_COVERAGES,
     PredictionSets,
@@ -124,11 +123,12 @@ def test_an_answer_is_withheld_beyond_the_threshold_and_not_at_it():
     assert withheld(SIZE, wide, {"std": np.array([2, 2.5], np.float32)}).tolist() == [False, True]
 
 
-def test_a_coverage_of_a_model_without_scores_is_refused():
+def test_a_coverage_of_a_model_without_scores_is_warned_of_and_gives_no_sets():
     sets = PredictionSets(manifest(KIND))
     assert sets.at().apply({}) == {}
-    with pytest.raises(InvalidField, match=r"coverage: found 0.8, wanted none: this model has no calibration rows"):
-        sets.at(0.8)
+    assert sets.at().warnings == ()
+    assert sets.at(0.8).apply({}) == {}
+    assert sets.at(0.8).warnings == ("coverage 0.8: this model has no calibration rows to promise it by",)
 
 
 def test_coverages_that_are_kept_are_bounded():
