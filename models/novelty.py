@@ -20,13 +20,13 @@ Array = NDArray[Any]
 MOST_ROWS, MIN_ROWS = 5_000, 20
 # Features: larger maps are averaged over squares first.
 MOST_FEATURES = 4096
-# Main axes, and numbers in all of them: 0.8 MB in the artifact.
+# Main axes, and numbers in all of them: 1.6 MB in the artifact.
 _MOST_AXES, _MOST_NUMBERS = 64, 200_000
 # Rows for each main axis: fewer would fit their own noise.
 _ROWS_PER_AXIS = 5
 # Least deviation of a feature, as a share of a usual one's: a unit that was never on is a strong sign, no infinite one.
 _LEAST_DEVIATION = 0.1
-# An offset beyond this is no farther: squares of thousands of them still add up in float32.
+# An offset beyond this is no farther: the distance is still a float32.
 _FARTHEST = 1e15
 # Least variance off the main axes, as a share of all.
 _LEAST_RESIDUAL = 1e-3
@@ -72,7 +72,7 @@ class Novelty:
 
     def _build(self, centre: Array, weights: Array, axes: Array, along: Array) -> None:
         def variable(values: Array, name: str) -> tf.Variable:
-            return tf.Variable(values.astype(np.float32), trainable=False, name=f"novelty_{name}")
+            return tf.Variable(values, dtype=tf.float64, trainable=False, name=f"novelty_{name}")
 
         self.centre, self.weights = variable(centre, "centre"), variable(weights, "weights")
         self.axes, self.along = variable(axes, "axes"), variable(along, "along")
@@ -82,12 +82,17 @@ class Novelty:
         return [self.centre, self.weights, self.axes, self.along]
 
     def of(self, features: tf.Tensor) -> tf.Tensor:
-        """The distance of rows [N, D]: [N], 1 is the median of the known rows."""
-        offset = tf.clip_by_value((features - self.centre) * self.weights, -_FARTHEST, _FARTHEST)
+        """The distance of rows [N, D]: float32 [N], 1 is the median of the known rows.
+
+        In float64, as the two sums nearly cancel: in float32 a row's distance would depend on its batch mates, by some
+        millionths.
+        """
+        values = tf.cast(features, tf.float64)
+        offset = tf.clip_by_value((values - self.centre) * self.weights, -_FARTHEST, _FARTHEST)
         squares = tf.reduce_sum(tf.square(offset), axis=1)
         # Along a main axis a deviation counts for less.
         less = tf.reduce_sum(tf.square(tf.matmul(offset, self.axes)) * self.along, axis=1)
-        return tf.sqrt(tf.maximum(squares + less, 0.0))
+        return tf.cast(tf.sqrt(tf.maximum(squares + less, 0.0)), tf.float32)
 
 
 def _flat(tensor: tf.Tensor) -> tf.Tensor:

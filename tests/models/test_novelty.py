@@ -86,3 +86,14 @@ def test_features_are_floating_of_fixed_size_and_not_too_many():
     assert traced.outputs[0].shape == [None, 32 * 32 * 3 + 5]
     constant = novelty.Novelty(np.full((30, 4), 3.0))
     assert np.isfinite(of(constant, np.random.default_rng(0).normal(size=(5, 4)))).all()
+
+
+def test_a_row_s_distance_does_not_depend_on_its_batch_mates():
+    """512 features, enough for a matrix product whose order of additions depends on the number of rows."""
+    random = np.random.default_rng(0)
+    rows = random.normal(0.3, 1, (400, 20)) @ random.normal(size=(20, 512)) + random.normal(0, 0.3, (400, 512))
+    rows = np.maximum(rows, 0).astype(np.float32)
+    known = novelty.Novelty(rows[:300])
+    alone = np.concatenate([of(known, rows[index : index + 1]) for index in range(len(rows))])
+    # A float32's last digit.
+    np.testing.assert_allclose(of(known, rows), alone, rtol=2.4e-7, atol=0)
