@@ -48,7 +48,7 @@ def document(manifest: Manifest, settings: Settings, release: str) -> Schema:
                     _object(
                         {
                             "model": _model(manifest),
-                            "seed": _INT64,
+                            "seed": {"type": "integer", **_INT64},
                             "predictions": _rows(manifest, lambda output: _uncertainty(manifest, output)),
                             **_warnings(),
                         },
@@ -68,7 +68,9 @@ def document(manifest: Manifest, settings: Settings, release: str) -> Schema:
     }
 
 
-_INT64: Schema = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
+# Null stands for "left out", of any setting.
+_INTEGER, _NUMBER = ["integer", "null"], ["number", "null"]
+_INT64: Schema = {"minimum": -(2**63), "maximum": 2**63 - 1}
 _ERRORS = {
     "400": "The request is wrong: says which row and feature, what was found and what is wanted",
     "413": "The body is over the limit",
@@ -110,16 +112,16 @@ def _model(manifest: Manifest) -> Schema:
 
 
 def _asked(manifest: Manifest, settings: Settings) -> dict[str, Schema]:
-    draws = {"type": "integer", "minimum": MIN_NUM_SAMPLES, "maximum": settings.max_num_samples}
+    draws = {"type": _INTEGER, "minimum": MIN_NUM_SAMPLES, "maximum": settings.max_num_samples}
     return {
         "num_samples": {
             **draws,
             "default": manifest.num_samples,
             "description": "Draws for each row; with a tolerance, the least.",
         },
-        "seed": {**_INT64, "default": manifest.seed, "description": "Which stream of draws."},
+        "seed": {"type": _INTEGER, **_INT64, "default": manifest.seed, "description": "Which stream of draws."},
         "tolerance": {
-            "type": "number",
+            "type": _NUMBER,
             "exclusiveMinimum": 0,
             "exclusiveMaximum": TOLERANCE_LIMIT,
             "description": "Draw until every standard error of the row is at most this, or max_samples are drawn.",
@@ -131,7 +133,7 @@ def _asked(manifest: Manifest, settings: Settings) -> dict[str, Schema]:
 
 def _coverage(manifest: Manifest) -> dict[str, Schema]:
     asked: Schema = {
-        "type": "number",
+        "type": _NUMBER,
         "exclusiveMinimum": 0,
         "exclusiveMaximum": 1,
         "description": "Share of rows whose prediction set or interval is to hold the truth.",
