@@ -465,7 +465,8 @@ def evaluate(
         from training import assessment, assessment_summary
         from training.artifact_answers import Artifact
 
-    with Reporter(quiet=as_json).step(f"judging {name} {manifest.version}"):
+    # TensorFlow has notes on a graph when it first runs, too.
+    with Reporter(quiet=as_json).step(f"judging {name} {manifest.version}"), quiet_start():
         judged = assessment.assess(Artifact(folder, manifest), held, named)
     if as_json:
         print(json.dumps(assessment_summary.document(manifest, held, judged), indent=2, allow_nan=False))
