@@ -15,7 +15,7 @@ from typing import Literal
 import optuna
 from optuna.exceptions import TrialPruned
 from optuna.trial import TrialState
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from training.errors import InputError
 
@@ -82,8 +82,10 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
         try:
             with _experimental():
                 return optuna.storages.RDBStorage(url, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S)
-        except OperationalError as error:
-            if left == 0 or not url.startswith("sqlite"):
+        except (OperationalError, IntegrityError, ProgrammingError) as error:
+            # SQLite is locked, or another process has just made what this one was about to make.
+            passing = url.startswith("sqlite") or not isinstance(error, OperationalError)
+            if left == 0 or not passing:
                 raise StorageError(url, str(error.orig)) from error
             time.sleep(WAIT_S)
         except (SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:

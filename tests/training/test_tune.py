@@ -118,6 +118,33 @@ def test_two_processes_split_the_trials(tmp_path):
     assert not (tmp_path / "artifacts").exists()
 
 
+OPEN = """
+import sys
+from training import search
+print("ready", flush=True)
+for url in sys.stdin:
+    search.open_storage(url.strip())
+    print("opened", flush=True)
+"""
+
+
+def test_processes_that_find_a_new_database_at_once_all_open_it(tmp_path):
+    pipe: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes: list[Any] = [subprocess.Popen([sys.executable, "-c", OPEN], cwd=ROOT, **pipe) for _ in range(4)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n", process.communicate()[1]
+    # Without another try about every third of these rounds failed.
+    for round_ in range(12):
+        for process in processes:
+            process.stdin.write(f"sqlite:///{tmp_path / f'{round_}.db'}\n")
+            process.stdin.flush()
+        for process in processes:
+            assert process.stdout.readline() == "opened\n", process.communicate()[1]
+    for process in processes:
+        process.communicate(timeout=WAIT_S)
+        assert process.returncode == 0
+
+
 def settings(tmp_path, **changes):
     quick = replace(DEFAULTS["wine"], hidden_units=(8,), epochs=5)
     values: dict[str, Any] = {
