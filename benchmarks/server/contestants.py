@@ -140,7 +140,8 @@ def mlserver(python: Path, artifact: Path, folder: Path) -> Server:
     tensor = {"name": "features", "shape": [1, 60], "datatype": "FP32", "data": one_row()[0]}
     return Server(
         name=MLSERVER,
-        command=[str(python), "-m", "mlserver", "start", str(folder)],
+        # It cannot be run as a module; its command stands beside its Python.
+        command=[str(python.parent / "mlserver"), "start", str(folder)],
         environment={
             "BENCHMARK_ARTIFACT": str(artifact),
             "PYTHONPATH": str(folder),
