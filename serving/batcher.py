@@ -4,7 +4,8 @@ Mixing requests is safe because a row's answer does not depend on its batch mate
 same function of the same model with the same settings (`num_samples`, `seed`, ...).
 
 Two lanes, so that MC work never starves predictions; in each one
-- all that arrived since the event loop's last turn goes into the next call: no waiting for a batch to fill;
+- a call waits while every turn of the event loop brings more requests, which many clients keep busy anyway: a larger
+  batch costs each of them less. Where requests are few there is nothing to wait for, and no timer;
 - a call that is expected to be short runs on the event loop itself, a longer one on the lane's own thread, meanwhile
   the next batch gathers; the thread of the draws has a lower priority, which counts where a core is short only;
 - a request with many rows is cut into several calls, between which others have their turn.
@@ -35,6 +36,8 @@ from serving.settings import Settings
 
 # How often waiting requests are looked at for a deadline that has passed, in seconds.
 SWEEP_S = 0.05
+# How long requests are gathered for one call, in seconds, at most.
+GATHER_S = 0.002
 # Of the thread of long draws, as `nice` counts: where predictions want a whole core, the draws get a quarter.
 DRAWS_NICENESS = 5
 
@@ -98,6 +101,9 @@ class _Lane:
         self._running: list[Share] = []
         self._started = 0.0
         self._turn_planned = False
+        # Since when the next call gathers its requests, and how many there were at the last turn of the event loop.
+        self._gathers_since = 0.0
+        self._gathered = 0
         # What has not been answered, in requests and in rows x draws.
         self.requests = 0
         self.row_draws = 0
@@ -121,10 +127,15 @@ class _Lane:
     def _plan_turn(self) -> None:
         if self._waiting and not self._running and not self._turn_planned:
             self._turn_planned = True
+            self._gathers_since = time.monotonic()
+            self._gathered = 0
             asyncio.get_running_loop().call_soon(self._turn)
 
     def _turn(self) -> None:
-        """One call: here if it is short, else on the thread."""
+        """One call: here if it is short, else on the thread; or another look, while more requests come."""
+        if self._gathers():
+            asyncio.get_running_loop().call_soon(self._turn)
+            return
         self._turn_planned = False
         batch = self._take_batch()
         if batch:
@@ -138,6 +149,13 @@ class _Lane:
                 return
             self._deliver(batch, _run(batch))
         self._plan_turn()
+
+    def _gathers(self) -> bool:
+        """Whether to wait for another turn of the event loop: the last one brought requests, and there is time left."""
+        before, self._gathered = self._gathered, self.requests
+        if self.requests <= before or not self._waiting:
+            return False
+        return time.monotonic() - self._gathers_since < GATHER_S
 
     def _thread_done(self, done: asyncio.Future[Ran]) -> None:
         batch, self._running = self._running, []

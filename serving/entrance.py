@@ -28,6 +28,14 @@ class Entrance:
         self._places = settings.max_concurrency
         self._reading: dict[Reader, tuple[asyncio.Task[Any] | None, float]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop of all requests. Asking asyncio for it is a system call, up to Python 3.11."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
 
     def enter(self) -> None:
         """Take a place, which `leave` gives back; raises QueueFull where none is left."""
@@ -40,7 +48,7 @@ class Entrance:
 
     def begin_reading(self, reader: Reader) -> None:
         """From now on the task is cancelled, and the reader told that it is late, when the time is over."""
-        self._reading[reader] = asyncio.current_task(), time.monotonic()
+        self._reading[reader] = asyncio.current_task(self.loop), time.monotonic()
         if self._sweeper is None:
             self._plan_sweep()
 
@@ -49,7 +57,7 @@ class Entrance:
 
     def _plan_sweep(self) -> None:
         wait = min(SWEEP_S, self.body_timeout_s)
-        self._sweeper = asyncio.get_running_loop().call_later(wait, self._sweep)
+        self._sweeper = self.loop.call_later(wait, self._sweep)
 
     def _sweep(self) -> None:
         self._sweeper = None

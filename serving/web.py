@@ -58,6 +58,7 @@ GONE = "499"
 
 Outcome = TypeVar("Outcome")
 
+_JSON: Header = (b"content-type", JSON_TYPE.encode())
 # For a browser that is led here: answers are not pages, and nobody frames them or keeps them.
 _SECURITY: tuple[Header, ...] = (
     (b"x-content-type-options", b"nosniff"),
@@ -87,8 +88,9 @@ class Response:
         self.headers = headers
 
     async def send(self, send: Send, more_headers: Iterable[Header] = (), with_body: bool = True) -> None:
+        kind = self.content_type
         headers = [
-            (b"content-type", self.content_type.encode()),
+            _JSON if kind == JSON_TYPE else (b"content-type", kind.encode()),
             (b"content-length", b"%d" % len(self.body)),
             *(_SECURITY if self.security is None else self.security),
             *self.headers,
@@ -198,11 +200,12 @@ class Request:
 
         The work runs in this task: short work, the usual, costs a timer and no second task.
         """
-        task = asyncio.current_task()
+        loop = self._entrance.loop
+        task = asyncio.current_task(loop)
         if task is None:
             raise RuntimeError("a request is answered in a task")
         watch = _Watch(self._receive, task)
-        timer = asyncio.get_running_loop().call_later(LONG_WORK_S, watch.begin)
+        timer = loop.call_later(LONG_WORK_S, watch.begin)
         try:
             return await work
         except asyncio.CancelledError:
