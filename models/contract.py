@@ -31,6 +31,8 @@ SIGNATURES = (SERVING_DEFAULT, MC_PREDICT, MC_SAMPLE, MC_DRAWS)
 # Not a signature: a function of the loaded module,
 # `loaded.mc_adaptive(**inputs, seed=..., tolerance=..., max_samples=...)`.
 MC_ADAPTIVE = "mc_adaptive"
+# All that the server calls.
+FUNCTIONS = (*SIGNATURES, MC_ADAPTIVE)
 
 NUM_SAMPLES = "num_samples"
 SEED = "seed"

@@ -8,7 +8,7 @@ way leave their kernels behind, 13 MB for each version that ever served. TensorF
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -54,10 +54,13 @@ def prepare_device(wanted: Literal["auto", "cpu", "gpu"]) -> Device:
 
 
 class Graph:
-    """The functions of one SavedModel, by name: its signatures and `mc_adaptive`. Any thread may call them."""
+    """The functions of one SavedModel, by name. Any thread may call them."""
 
-    def __init__(self, folder: Path) -> None:
-        """Load; whatever TensorFlow raises on a damaged or foreign graph goes to the caller."""
+    def __init__(self, folder: Path, functions: Collection[str] = contract.FUNCTIONS) -> None:
+        """Load; whatever TensorFlow raises on a damaged or foreign graph goes to the caller.
+
+        functions: those that will be called; each one takes some tenths of a second to be made ready.
+        """
         graph = tf.Graph()
         self._session = v1.Session(graph=graph, config=_session_config())
         with graph.as_default():
@@ -74,7 +77,7 @@ class Graph:
             for name, signature in signatures.items()
         }
         tensors[contract.MC_ADAPTIVE] = adaptive
-        self._functions = {name: _Function(self._session, *ends) for name, ends in tensors.items()}
+        self._functions = {name: _Function(self._session, *tensors[name]) for name in functions}
 
     def run(self, function: str, arguments: Mapping[str, Any]) -> Arrays:
         """Call a function with arrays and scalars by name; returns every output as an array.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -111,17 +111,20 @@ class Model:
         return PredictionSets(self.manifest)
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Verify, load and warm up one artifact folder; raises ArtifactError with one line on anything unusable."""
+    def load(cls, folder: Path, functions: Collection[str] = contract.FUNCTIONS) -> Self:
+        """Verify, load and warm up one artifact folder; raises ArtifactError with one line on anything unusable.
+
+        functions: those that will be called, for who wants one of them and cannot wait for all.
+        """
         manifest = contract.verify(folder)
         try:
-            graph = Graph(folder)
+            graph = Graph(folder, functions)
         except Exception as error:  # whatever a foreign or damaged graph makes TensorFlow raise
             raise ArtifactError(f"{folder}: TensorFlow cannot load the graph: {first_line(error)}") from error
         model = cls(manifest, folder, InstanceReader(manifest), graph)
         weakref.finalize(model, graph.close)
         try:
-            model._warm_up()
+            model._warm_up(functions)
         except Exception as error:  # the same
             raise ArtifactError(f"{folder}: it does not answer its own examples: {first_line(error)}") from error
         return model
@@ -140,8 +143,8 @@ class Model:
             return self.reader.blank(rows)
         return self.reader.read([examples[row % len(examples)] for row in range(rows)])
 
-    def _warm_up(self) -> None:
-        """Run every function once at each warm-up size; measure what predictions and MC calls cost."""
+    def _warm_up(self, functions: Collection[str]) -> None:
+        """Run each function once at each warm-up size; measure what predictions and MC calls cost."""
         seed = np.int64(self.manifest.seed)
         settings = {contract.NUM_SAMPLES: np.int32(self.manifest.num_samples), contract.SEED: seed}
         adaptive = {
@@ -156,6 +159,8 @@ class Model:
             (contract.MC_DRAWS, settings, self.manifest.num_samples),
             (contract.MC_ADAPTIVE, adaptive, self.manifest.num_samples),
         ):
+            if function not in functions:
+                continue
             seconds = [self._measure(function, {**self.warmup_inputs(rows), **scalars}) for rows in WARMUP_ROWS]
             variable = max(0.0, (seconds[1] - seconds[0]) / ((WARMUP_ROWS[1] - WARMUP_ROWS[0]) * draws))
             self.costs[function] = Cost(fixed=max(0.0, seconds[0] - variable * draws), variable=variable)
