@@ -114,7 +114,7 @@ def measure(
             verdicts.append(ratio(f"{stream} / alone, p99, c={count}", beside, alone, 2, at_most=True))
         for running in all_running:
             ours = running.server.name == "dropserve"
-            verdicts += start_lines(running.server.name, running.ready_s, running.worker_mb(), ours)
+            verdicts += start_lines(running, ours)
     return verdicts, found
 
 

@@ -79,10 +79,11 @@ class Server:
 
 
 class Running:
-    """A server that answers: ready_s after its command, ports by their names."""
+    """A server that answers: ready_s after its command, with ready_mb of resident memory; ports by their names."""
 
     def __init__(self, server: Server, ports: dict[str, int], ready_s: float, process: psutil.Process) -> None:
         self.server, self.ports, self.ready_s, self.process = server, ports, ready_s, process
+        self.ready_mb = self.worker_mb()
 
     def url(self, case: Case) -> str:
         return f"http://127.0.0.1:{self.ports[case.port]}{case.path}"

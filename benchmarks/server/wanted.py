@@ -20,6 +20,7 @@ from benchmarks.server.contestants import (
     UNCERTAINTY,
     named,
 )
+from benchmarks.server.load import Running
 
 READY_LIMIT_S = 12
 WORKER_LIMIT_MB = 700
@@ -112,8 +113,11 @@ def lines(figures: Figures) -> list[Line]:
     return found
 
 
-def start_lines(name: str, ready_s: float, worker_mb: float, is_ours: bool) -> list[Line]:
+def start_lines(running: Running, is_ours: bool) -> list[Line]:
+    """How soon the server was ready, its worker's memory then, and now that the load has passed."""
+    name, limit = running.server.name, WORKER_LIMIT_MB if is_ours else None
     return [
-        Line(f"{name}: ready after its start", ready_s, READY_LIMIT_S if is_ours else None, " s", True),
-        Line(f"{name}: resident memory of the worker", worker_mb, WORKER_LIMIT_MB if is_ours else None, " MB", True),
+        Line(f"{name}: ready after its start", running.ready_s, READY_LIMIT_S if is_ours else None, " s", True),
+        Line(f"{name}: resident memory of the worker, as it is ready", running.ready_mb, limit, " MB", True),
+        Line(f"{name}: resident memory of the worker, as the load ends", running.worker_mb(), limit, " MB", True),
     ]
