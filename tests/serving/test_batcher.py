@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import os
 import sys
+import time
 from typing import Any
 
 import keras
@@ -71,6 +72,51 @@ def test_requests_of_one_turn_share_a_call_and_get_their_own_rows(model, trained
     alone = model.run("serving_default", {"features": trained.rows})["probabilities"]
     for index, answer in enumerate(answers):
         np.testing.assert_allclose(answer["probabilities"], alone[index : index + 1 + index % 3], atol=1e-6)
+
+
+def test_requests_of_turns_that_follow_each_other_share_a_call(model, trained):
+    async def main():
+        batcher = batcher_of()
+        counts = []
+        # More than once: where the machine stops this process for a while, a call goes without the rest.
+        for _ in range(20):
+            model.calls.clear()
+            work = []
+            for index in range(10):
+                work.append(batcher.submit(predict(model), rows_of(trained, index, index + 1)))
+                await asyncio.sleep(0)
+            await asyncio.gather(*work)
+            counts.append(len(model.calls))
+        batcher.close()
+        return counts
+
+    assert 1 in asyncio.run(main())
+
+
+def test_requests_without_end_make_none_wait_for_long(model, trained):
+    async def main():
+        batcher = batcher_of(max_queue=10**6)
+        asked, answered = 0, 0
+
+        def count(_: Any) -> None:
+            nonlocal answered
+            answered += 1
+
+        end = time.monotonic() + 0.2
+        while time.monotonic() < end:
+            batcher.submit(predict(model), rows_of(trained, 0, 1)).add_done_callback(count)
+            asked += 1
+            await asyncio.sleep(0)
+        found = asked, answered, len(model.calls)
+        while batcher.open_requests:
+            await asyncio.sleep(0.001)
+        batcher.close()
+        return found
+
+    asked, answered, calls = asyncio.run(main())
+    # A call every GATHER_S and its own time: most of the requests had theirs while others were still coming.
+    assert answered > asked / 2
+    assert 3 < calls < asked / 3
 
 
 def test_requests_with_other_settings_do_not_share_a_call(model, trained):
