@@ -153,9 +153,7 @@ class _Lane:
     def _gathers(self) -> bool:
         """Whether to wait for another turn of the event loop: the last one brought requests, and there is time left."""
         before, self._gathered = self._gathered, self.requests
-        if self.requests <= before or not self._waiting:
-            return False
-        return time.monotonic() - self._gathers_since < GATHER_S
+        return self.requests > before and time.monotonic() - self._gathers_since < GATHER_S
 
     def _thread_done(self, done: asyncio.Future[Ran]) -> None:
         batch, self._running = self._running, []

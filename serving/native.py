@@ -21,9 +21,6 @@ _INT64 = range(-(2**63), 2**63)
 # A tolerance is a float32 in the graph.
 TOLERANCE_LIMIT = 3.4e38
 
-# Of a request that has rows and nothing else.
-_AS_USUAL = Asked()
-
 
 class Native:
     def __init__(self, core: Core) -> None:
@@ -74,8 +71,6 @@ class Native:
 
 def read_asked(content: dict[str, Any], max_num_samples: int) -> Asked:
     """How uncertainty is asked for; raises InvalidField for a value of the wrong type or out of range."""
-    if len(content) == 1:
-        return _AS_USUAL
     draws = range(MIN_NUM_SAMPLES, max_num_samples + 1)
     asked = Asked(
         num_samples=_integer(content, "num_samples", draws),

@@ -58,7 +58,6 @@ GONE = "499"
 
 Outcome = TypeVar("Outcome")
 
-_JSON: Header = (b"content-type", JSON_TYPE.encode())
 # For a browser that is led here: answers are not pages, and nobody frames them or keeps them.
 _SECURITY: tuple[Header, ...] = (
     (b"x-content-type-options", b"nosniff"),
@@ -88,9 +87,8 @@ class Response:
         self.headers = headers
 
     async def send(self, send: Send, more_headers: Iterable[Header] = (), with_body: bool = True) -> None:
-        kind = self.content_type
         headers = [
-            _JSON if kind == JSON_TYPE else (b"content-type", kind.encode()),
+            (b"content-type", self.content_type.encode()),
             (b"content-length", b"%d" % len(self.body)),
             *(_SECURITY if self.security is None else self.security),
             *self.headers,
