@@ -226,9 +226,10 @@ def study(
     loaded = dataset(data, target, types or (), task)
     base = changed(recipe_of(loaded), epochs=epochs)
     with quiet_start():
-        from training import study_report, study_summary
+        from training import cores, study_report, study_summary
         from training.study import study as carry_out
 
+    cores.one_thread_an_operation()
     with Reporter(quiet=as_json).share(f"study of {loaded.name}") as on_progress:
         found = carry_out(
             loaded,
@@ -309,11 +310,14 @@ def tune(
         repository=repository,
     )
     with quiet_start():
-        from training import pipeline, summary, tune_summary
+        from training import cores, pipeline, summary, tune_summary
         from training import tune as tuning
         from training.collapse import TRIES
         from training.splits import split
 
+    if request.recipe.architecture == "dense":
+        # A trial has few nets: only with convolutions are its operations long enough for several threads.
+        cores.one_thread_an_operation()
     wanted = tuple(part.strip() for part in dimensions.split(",") if part.strip())
     settings = tuning.Settings(
         space=tuning.Space(request.recipe, wanted),

@@ -57,8 +57,10 @@ def search(
     keras_fits: Annotated[int, typer.Option(min=1, help="Whole Keras fits to time; the rest is scaled.")] = 2,
 ) -> None:
     """Every rate on the visible layer, ten folds each: ours all at once, Keras one after another."""
+    from training.cores import one_thread_an_operation
     from training.folds import Job, fit_jobs, repeated_folds
 
+    one_thread_an_operation()
     data = load("sonar")
     recipes = [recipe("sonar", visible_dropout=rate, hidden_dropout=0.0) for rate in RATES]
     splits = repeated_folds(data.y, data.task, folds=FOLDS, repeats=1, seed=DEFAULT_SEED)
@@ -128,8 +130,10 @@ def study(
     repeats: Annotated[int, typer.Option(min=1, help="Ten-fold cross-validations.")] = 10,
 ) -> None:
     """Baseline, visible, hidden, both, and the tuned level chosen within each fold."""
+    from training.cores import one_thread_an_operation
     from training.study import study as carry_out
 
+    one_thread_an_operation()
     start, cpu = time.perf_counter(), time.process_time()
     found = carry_out(load("sonar"), DEFAULTS["sonar"], folds=FOLDS, repeats=repeats, seed=DEFAULT_SEED)
     took, took_cpu = time.perf_counter() - start, time.process_time() - cpu

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import RepeatedStratifiedKFold
 
 from models.contract import Task
-from training import replicas
+from training import cores, replicas
 from training.datasets import Dataset
 from training.preprocessing import Preprocessor
 from training.recipes import Recipe
@@ -81,26 +81,34 @@ def fit_jobs(
 ) -> list[Outcome]:
     """Fit all jobs, of one kind of network, in stacks of about as many as `replicas.most_at_once` says.
 
+    As many stacks are trained at once as `cores.stacks_at_once` says; one after another where `on_look` is given.
+
     num_samples: draws of Monte Carlo dropout for each held-out row; None for none.
+    on_progress: called with the share that is done, maybe from several threads.
     on_look: called now and then with the epochs done and the mean loss of the held-out rows, dropout off, for as many
     jobs as one stack has; it may raise to end it all.
     """
     # All stacks have the same size, so that one graph serves them all; what is missing is filled with the last job.
     most = max(1, replicas.most_at_once(jobs[0].recipe, image_shape(data)))
-    count = -(-len(jobs) // most)
+    at_once = cores.stacks_at_once() if on_look is None else 1
+    count = min(len(jobs), -(-len(jobs) // (most * at_once)) * at_once)
     size = -(-len(jobs) // count)
+    stacks = [jobs[first : first + size] for first in range(0, len(jobs), size)]
     longest = max(job.recipe.epochs for job in jobs)
-    outcomes: list[Outcome] = []
-    for number in range(count):
-        own = list(jobs[number * size : (number + 1) * size])
-        padded = own + [own[-1]] * (size - len(own))
+    done = [0] * len(stacks)
 
-        def advance(done: int, number: int = number) -> None:
+    def fit(number: int, go_on: Callable[[], None]) -> list[Outcome]:
+        def advance(epochs: int) -> None:
+            go_on()
+            done[number] = epochs
             if on_progress is not None:
-                on_progress((number + done / longest) / count)
+                on_progress(sum(done) / (longest * len(stacks)))
 
-        outcomes += _fit_stack(data, padded, num_samples, patience, curves, advance, on_look)[: len(own)]
-    return outcomes
+        own = list(stacks[number])
+        padded = own + [own[-1]] * (size - len(own))
+        return _fit_stack(data, padded, num_samples, patience, curves, advance, on_look)[: len(own)]
+
+    return [outcome for outcomes in cores.side_by_side(fit, len(stacks), at_once) for outcome in outcomes]
 
 
 def _fit_stack(

@@ -12,6 +12,7 @@ than TensorFlow's own kernels, since its batched products are.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -205,7 +206,8 @@ def train_stack(
         weights = initial_weights(net.widths, [replica.seed for replica in replicas], net.convolutions)
     state = _initial_state(net, weights)
     longest = max(replica.recipe.epochs for replica in replicas)
-    run = _runner(net)
+    with _ONE_GRAPH:
+        run = _runner(net)
     losses: list[NDArray[np.float32]] = []
 
     def trained() -> Trained:
@@ -417,6 +419,9 @@ def _initial_state(net: _Net, weights: list[NDArray[np.float32]]) -> dict[str, A
 
 
 # The graph.
+
+# Stacks that begin at once share one: `lru_cache` alone would make one for each of them.
+_ONE_GRAPH = threading.Lock()
 
 
 @lru_cache(maxsize=64)

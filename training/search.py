@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,10 +77,12 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
     # Optuna's notes on every trial are no news beside a progress bar.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
+    # Heartbeats and the constant liar are what Optuna calls experimental; to whoever tunes that is no news. For good:
+    # searches run in several threads, and Python changes its filters for all of them.
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     for left in reversed(range(CREATE_TRIES)):
         try:
-            with _experimental():
-                return optuna.storages.RDBStorage(url, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S)
+            return optuna.storages.RDBStorage(url, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S)
         except (OperationalError, IntegrityError, ProgrammingError) as error:
             # SQLite is locked, or another process has just made what this one was about to make.
             passing = url.startswith("sqlite") or not isinstance(error, OperationalError)
@@ -91,14 +92,6 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
         except (SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
             raise StorageError(url, str(error).splitlines()[0]) from error
     raise AssertionError
-
-
-@contextlib.contextmanager
-def _experimental() -> Iterator[None]:
-    """Heartbeats and the constant liar are what Optuna calls experimental; to whoever tunes that is no news."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield
 
 
 def run(
@@ -122,12 +115,11 @@ def run(
         if sum(other.state != TrialState.FAIL for other in before) >= search.trials + given_up:
             raise _Surplus
         # By the trial's number: reproducible in one process, different in each of several.
-        with _experimental():
-            study.sampler = optuna.samplers.TPESampler(
-                seed=(search.seed + trial.number) % 2**32,
-                n_startup_trials=RANDOM_TRIALS,
-                constant_liar=True,
-            )
+        study.sampler = optuna.samplers.TPESampler(
+            seed=(search.seed + trial.number) % 2**32,
+            n_startup_trials=RANDOM_TRIALS,
+            constant_liar=True,
+        )
         trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
 
         def look(epoch: int, loss: float) -> None:
@@ -150,15 +142,13 @@ def run(
         if finished + running >= search.trials + given_up:
             # Others are at the last ones. Should they die, their trials come back.
             time.sleep(WAIT_S)
-            with _experimental():
-                optuna.storages.fail_stale_trials(study)
+            optuna.storages.fail_stale_trials(study)
             if time.monotonic() - changed_at > PATIENCE_S:
                 given_up = running
             continue
         if not study.get_trials(deepcopy=False):
             study.enqueue_trial(search.first)
-        with _experimental():
-            study.optimize(one, n_trials=1, catch=(_Surplus, _OutOfTime))
+        study.optimize(one, n_trials=1, catch=(_Surplus, _OutOfTime))
     return study
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 
-from training import scores, search
+from training import cores, scores, search
 from training.collapse import TRIES, constant_answer, is_constant
 from training.datasets import Dataset
 from training.errors import InputError
@@ -168,7 +168,9 @@ def tune(
 ) -> Tuned:
     """Search with `rows` of the data alone. Raises StorageError, NoTrial.
 
-    on_progress: called with what is searched for, and how many of its trials are finished.
+    The searches are independent of each other, and as many are carried out at once as `cores.stacks_at_once` says.
+
+    on_progress: called with what is searched for, and how many of its trials are finished, maybe from several threads.
     """
     storage = search.open_storage(settings.storage)
     outer = (
@@ -177,19 +179,25 @@ def tune(
         else []
     )
     parts = [("winner", rows), *[(f"outer-{number}", train) for number, (train, _) in enumerate(outer)]]
-    started, found = time.monotonic(), {}
-    for number, (part, train) in enumerate(parts):
+    at_once = cores.stacks_at_once()
+    started = time.monotonic()
+
+    def searched(number: int, go_on: Callable[[], None]) -> optuna.Study:
+        part, train = parts[number]
         deadline = None
         if settings.timeout_s is not None:
             # Every search gets its share; what one leaves over is the next ones'.
             left = started + settings.timeout_s - time.monotonic()
-            deadline = time.monotonic() + left / (len(parts) - number)
-        found[part] = search.run(
+            deadline = time.monotonic() + left / -(-(len(parts) - number) // at_once)
+        return search.run(
             _search(data, settings, storage, part),
-            _objective(data, train, settings),
+            _objective(data, train, settings, go_on),
             deadline=deadline,
-            on_trial=lambda done, part=part: on_progress(part, done),  # type: ignore[misc]
+            on_trial=lambda done: on_progress(part, done),
         )
+
+    names = [part for part, _ in parts]
+    found = dict(zip(names, cores.side_by_side(searched, len(parts), at_once), strict=True))
     winner = found["winner"]
     completed = search.count(winner, optuna.trial.TrialState.COMPLETE)
     if not completed:
@@ -243,19 +251,23 @@ def _search(data: Dataset, settings: Settings, storage: optuna.storages.BaseStor
     )
 
 
-def _objective(data: Dataset, rows: Index, settings: Settings) -> Callable[..., float]:
+def _objective(data: Dataset, rows: Index, settings: Settings, go_on: Callable[[], None]) -> Callable[..., float]:
     parts = inner_folds(data.y, data.task, rows, folds=settings.folds, seed=settings.seed)
     most = float(np.mean([_constant_loss(data, train, held) for train, held in parts]))
 
     def objective(trial: optuna.Trial, look: Callable[[int, float], None]) -> float:
+        def on_look(epoch: int, loss: float) -> None:
+            go_on()
+            # A net that is sure of its errors has a greater loss than a dead one, and must not be pruned for that.
+            look(epoch, min(loss, most))
+
         recipe = settings.space.suggest(trial)
         jobs = [Job(recipe, train, held, seed=settings.seed + number) for number, (train, held) in enumerate(parts)]
         outcomes = fit_jobs(
             data,
             jobs,
             num_samples=settings.num_samples,
-            # A net that is sure of its errors has a greater loss than a dead one, and must not be pruned for that.
-            on_look=lambda epoch, loss: look(epoch, min(loss, most)),
+            on_look=on_look,
         )
         search.set_collapsed(
             trial, sum(is_constant(one.answer, data, held) for one, (_, held) in zip(outcomes, parts, strict=True))

@@ -5,12 +5,13 @@ import sys
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
+from textwrap import dedent
 
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from training import replicas
+from training import cores, replicas
 from training.datasets import load
 from training.folds import Job, encode, fit_jobs, inner_folds, repeated_folds
 from training.preprocessing import Preprocessor
@@ -67,6 +68,52 @@ def test_images_are_fitted_with_their_convolutions_in_as_many_stacks_as_it_takes
         np.testing.assert_allclose(one.monte_carlo, other.monte_carlo, atol=1e-4)
         # A tenth for one answer to every row.
         assert (one.answer.argmax(axis=1) == data.y[job.held_out]).mean() > 0.5
+
+
+def test_stacks_side_by_side_are_those_one_after_another(monkeypatch):
+    data = load("wine")
+    splits = repeated_folds(data.y, data.task, folds=5, repeats=1, seed=0)
+    jobs = [Job(QUICK, train, test, seed=number) for number, (train, test) in enumerate(splits)]
+    monkeypatch.setattr(replicas, "STACK", 2)
+    alone = fit_jobs(data, jobs, num_samples=5, curves=True)
+    monkeypatch.setattr(cores, "stacks_at_once", lambda: 3)
+    shares: list[float] = []
+    beside = fit_jobs(data, jobs, num_samples=5, curves=True, on_progress=shares.append)
+    for one, other in zip(alone, beside, strict=True):
+        np.testing.assert_allclose(one.answer, other.answer, atol=1e-5)
+        assert one.monte_carlo is not None
+        assert other.monte_carlo is not None
+        np.testing.assert_allclose(one.monte_carlo, other.monte_carlo, atol=1e-5)
+        np.testing.assert_allclose(one.held_out_curve, other.held_out_curve, atol=1e-5)
+    assert max(shares) == 1
+
+
+def test_a_failure_in_one_stack_ends_those_beside_it(monkeypatch):
+    data = load("wine")
+    splits = repeated_folds(data.y, data.task, folds=2, repeats=1, seed=0)
+    endless = replace(QUICK, epochs=10**6)
+    jobs = [Job(endless, train, test, seed=number) for number, (train, test) in enumerate(splits)]
+    monkeypatch.setattr(cores, "stacks_at_once", lambda: 2)
+    looks: list[float] = []
+
+    def interrupt(share: float) -> None:
+        looks.append(share)
+        if len(looks) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_jobs(data, jobs, on_progress=interrupt)
+
+
+def test_stacks_are_trained_side_by_side_where_operations_have_one_thread():
+    program = """
+        import os
+        from training import cores
+        before = cores.stacks_at_once()
+        cores.one_thread_an_operation()
+        assert (before, cores.stacks_at_once()) == (1, len(os.sched_getaffinity(0)))
+    """
+    subprocess.run([sys.executable, "-c", dedent(program)], cwd=ROOT, check=True)
 
 
 def test_the_level_of_a_fold_is_chosen_without_its_test_rows():

@@ -17,7 +17,7 @@ import optuna
 import pytest
 
 from models import contract
-from training import tune
+from training import cores, tune
 from training.datasets import load
 from training.recipes import DEFAULTS
 from training.splits import split
@@ -69,10 +69,13 @@ def interrupted(tmp_path_factory):
 
 
 def done(folder):
-    """Trials that have ended, seen from outside: Optuna would make the tables that the process is just making."""
+    """The winner's trials that have ended, seen from outside: Optuna would make the tables that the process makes."""
     try:
         with closing(sqlite3.connect(f"file:{folder / 'dropserve-tune.db'}?mode=ro", uri=True)) as database:
-            query = "SELECT count(*) FROM trials WHERE state IN ('COMPLETE', 'PRUNED')"
+            query = (
+                "SELECT count(*) FROM trials JOIN studies USING (study_id) "
+                "WHERE study_name LIKE '%/winner' AND state IN ('COMPLETE', 'PRUNED')"
+            )
             return database.execute(query).fetchone()[0]
     except sqlite3.OperationalError:
         return 0
@@ -182,6 +185,22 @@ def test_all_dimensions_are_searched_and_the_same_seed_finds_the_same(tmp_path):
         "epochs",
     }
     assert study.trials[0].params["visible_dropout"] == DEFAULTS["wine"].visible_dropout
+
+
+def test_searches_side_by_side_find_what_they_find_one_after_another(tmp_path, monkeypatch):
+    data = load("wine")
+    rows = split(data.y, data.task).train
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+    alone = tune.tune(data, rows, settings(tmp_path / "a", outer_folds=3))
+    monkeypatch.setattr(cores, "stacks_at_once", lambda: 2)
+    begun: list[str] = []
+    beside = tune.tune(data, rows, settings(tmp_path / "b", outer_folds=3), lambda part, done: begun.append(part))
+    assert beside.recipe == alone.recipe
+    assert beside.nested_scores == pytest.approx(alone.nested_scores, abs=1e-4)
+    assert set(begun) == {"winner", "outer-0", "outer-1", "outer-2"}
+    # A second search has begun before the first one's end.
+    assert begun.index("outer-0") < len(begun) - 1 - begun[::-1].index("winner")
 
 
 def test_rows_outside_of_the_training_rows_have_no_say(tmp_path):
