@@ -19,6 +19,7 @@ from typer.core import TyperCommand
 
 from models import contract
 from models.calibration_settings import CalibrationSettings, Sets
+from serving.lean import import_tensorflow, nothing_to_collect
 from training.errors import InputError
 
 app = typer.Typer(
@@ -91,7 +92,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and 
 
 @contextlib.contextmanager
 def quiet_start() -> Iterator[None]:
-    """Import TensorFlow within: its notes on CPU features, missing GPUs and old formats are no news here.
+    """Import TensorFlow within."""
+    with quiet(), nothing_to_collect():
+        yield
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """TensorFlow's notes on CPU features, missing GPUs and old formats are no news here.
 
     Its C++ side writes some of them to file descriptor 2 whatever the log level.
     """
@@ -470,7 +478,7 @@ def evaluate(
         from training.artifact_answers import Artifact
 
     # TensorFlow has notes on a graph when it first runs, too.
-    with Reporter(quiet=as_json).step(f"judging {name} {manifest.version}"), quiet_start():
+    with Reporter(quiet=as_json).step(f"judging {name} {manifest.version}"), quiet():
         judged = assessment.assess(Artifact(folder, manifest), held, named)
     if as_json:
         print(json.dumps(assessment_summary.document(manifest, held, judged), indent=2, allow_nan=False))
@@ -606,8 +614,9 @@ def score(
         ) as progress:
             task = progress.add_task("scoring", total=planned.rows)
             if ray is None:
+                # Here, where TensorFlow's notes are kept off the terminal.
                 with quiet_start():
-                    import serving.graph  # noqa: F401  # here, where TensorFlow's notes are kept off the terminal
+                    import_tensorflow()
             outcome = scoring.run(planned, engine, strict=strict, advance=lambda done: progress.advance(task, done))
     except ScoreError as error:
         raise InputError(str(error)) from error

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import importlib
 import logging
 import os
 import shutil
@@ -27,7 +26,7 @@ import bentoml
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models import contract
-from serving import devices
+from serving import devices, lean
 from serving.access import Gate
 from serving.errors import StartError
 from serving.repository import Repository
@@ -94,7 +93,7 @@ class Dropserve:
     def __init__(self) -> None:
         # Imported here, in the worker, and nowhere else: the parent process stays small.
         devices.pin(os.environ, bentoml.server_context.worker_index)
-        _import_tensorflow()
+        lean.import_tensorflow()
         from serving import logs
         from serving.core import Core
         from serving.native import Native
@@ -213,20 +212,6 @@ class Dropserve:
             "coverage": coverage,
         }
         return await self._native.uncertainty_content({"instances": instances, **asked})
-
-
-def _import_tensorflow() -> None:
-    """Import TensorFlow without what only its Keras and its tools would use: a hundred MB that no artifact needs."""
-    # TensorFlow's own words on a missing GPU are many; `core` says it in one line.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    hidden = [name for name in ("keras", "h5py", "scipy") if name not in sys.modules]
-    # Python's own way to say "not installed".
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
-    try:
-        importlib.import_module("tensorflow")
-    finally:
-        for name in hidden:
-            del sys.modules[name]
 
 
 def repository(settings: Settings) -> Repository:

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models import contract
+from serving import lean
 from serving.errors import choices
 from serving.scoring import sources
 from serving.scoring.errors import RowRefused, ScoreError
@@ -150,6 +151,7 @@ def plan(wanted: str, out: Path, artifact: Path, settings: Settings, part_rows: 
 
 def load_scorer(artifact: Path, form: Form) -> Scorer:
     """The model, loaded: this brings TensorFlow."""
+    lean.import_tensorflow()
     from serving.graph import prepare_device
     from serving.runtime import Model
 
