@@ -149,8 +149,13 @@ def plan(wanted: str, out: Path, artifact: Path, settings: Settings, part_rows: 
     return Job(artifact.absolute(), asked, target, form)
 
 
+# As many threads or workers score as there are cores: more of them in TensorFlow would only wait for each other.
+ONE_THREAD_EACH = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+
+
 def load_scorer(artifact: Path, form: Form) -> Scorer:
     """The model, loaded: this brings TensorFlow."""
+    os.environ.update(ONE_THREAD_EACH)
     lean.import_tensorflow()
     from serving.graph import prepare_device
     from serving.runtime import Model

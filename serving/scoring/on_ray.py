@@ -17,17 +17,12 @@ from serving.scoring.sources import Part
 
 # Ray keeps 30 % of the memory for data by itself; here only descriptions of parts pass.
 OBJECT_STORE_BYTES = 100 * 2**20
-# A worker has one core: more threads than that in TensorFlow would only wait for each other.
-ENVIRONMENT = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 class Worker:
     """Loads the model once, on a core or a GPU of its own, and scores the parts that it is given."""
 
     def __init__(self, job: Job, strict: bool) -> None:
-        # Read when TensorFlow is imported, which is below. Not as Ray's runtime_env: a worker process that was started
-        # before it is known cannot be used then, and Ray starts one for each core at once.
-        os.environ.update(ENVIRONMENT)
         self._job = job
         self._strict = strict
         self._scorer = load_scorer(job.artifact, job.form)
