@@ -168,7 +168,8 @@ def _table(path: Path, manifest: Manifest) -> pa.Table:
     if not manifest.is_table:
         wanted = ", ".join(f"{item.name} {item.shape}" for item in manifest.inputs)
         raise TableError(path, f"a table, but {manifest.name} takes {wanted}; wanted an .npz file")
-    table = tables.file_columns(path, set())
+    features = [feature for item in manifest.inputs for feature in item.features or ()]
+    table = tables.file_columns(path, set(), [feature.name for feature in features if feature.kind == "categorical"])
     if table.num_rows == 0:
         raise TableError(path, "no rows; wanted at least one to judge the model by")
     missing = [name for name in _column_names(manifest) if name not in table.column_names]

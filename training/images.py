@@ -15,6 +15,8 @@ from training.tables import MIN_CLASS_ROWS
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 # Pixels a side at most: the network is a small one, and a request holds every pixel.
 MAX_SIDE = 256
+# Of which pooling takes two.
+MIN_SIDE = 2
 WHITE = 255.0
 
 
@@ -45,6 +47,8 @@ def read(folder: Path) -> Dataset:
     if len(classes) == 1:
         raise ImagesError(folder, f"one class, {next(iter(classes))!r}; wanted at least two folders of images")
     for label, paths in classes.items():
+        if not label.isprintable():
+            raise ImagesError(folder, f"a class named {label!r}; wanted names of letters that can be shown")
         if len(paths) < MIN_CLASS_ROWS:
             raise ImagesError(
                 folder / label,
@@ -78,8 +82,12 @@ def _stacked(paths: list[Path]) -> NDArray[np.float32]:
             raise ImagesError(
                 path, f"{size[0]} x {size[1]} pixels; wanted the size of {paths[0]}, {sizes[0][0]} x {sizes[0][1]}"
             )
-    if max(sizes[0]) > MAX_SIDE:
-        raise ImagesError(paths[0], f"{sizes[0][0]} x {sizes[0][1]} pixels; wanted at most {MAX_SIDE} a side")
+    if max(sizes[0]) > MAX_SIDE or min(sizes[0]) < MIN_SIDE:
+        raise ImagesError(paths[0], f"{sizes[0][0]} x {sizes[0][1]} pixels; wanted {MIN_SIDE} to {MAX_SIDE} a side")
+    for path, mode in zip(paths, modes, strict=True):
+        # Pillow would cut off what is above 255, and make white of nearly all.
+        if mode.startswith(("I", "F")):
+            raise ImagesError(path, f"pixels of the kind {mode}, deeper than a byte; wanted 8 bits a channel")
     mode = "L" if set(modes) <= {"L", "1"} else "RGB"
     return np.stack([_pixels(path, mode) for path in paths])
 
@@ -89,7 +97,7 @@ def _described(path: Path) -> tuple[str, tuple[int, int]]:
     try:
         with Image.open(path) as image:
             return image.mode, image.size
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ImagesError(path, "is no image that can be read") from error
 
 

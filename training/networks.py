@@ -30,7 +30,9 @@ def build(data: Dataset, train_rows: NDArray[np.int64], recipe: Recipe) -> keras
 
 def model(inputs: list[Any], output: Any, data: Dataset) -> keras.Model:
     """The model between these tensors, which takes `data.network_input`."""
-    return keras.Model(inputs[0] if len(inputs) == 1 else inputs, output, name=re.sub(r"[^A-Za-z0-9]+", "_", data.name))
+    # Keras makes a TensorFlow scope of it, which begins with a letter or digit.
+    name = re.sub(r"[^A-Za-z0-9]+", "_", data.name).lstrip("_") or "network"
+    return keras.Model(inputs[0] if len(inputs) == 1 else inputs, output, name=name)
 
 
 def answer(encoded: Any, data: Dataset, recipe: Recipe) -> Any:

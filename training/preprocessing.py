@@ -20,6 +20,9 @@ from training.datasets import Dataset, Input, known_categories
 
 # Rows a call of the graph.
 _BATCH = 65_536
+# Standard deviations that Keras's Normalization takes as they are: it divides by no less than 1e-7, and a variance has
+# to be a float32.
+_PLAIN_STD = 1e-6, 1e18
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,13 @@ class Preprocessor:
         return columns[0] if len(columns) == 1 else keras.layers.Concatenate(name="numbers")(columns)
 
     def _numeric(self, matrix: Any) -> list[Any]:
-        scaled = keras.layers.Normalization(axis=-1, mean=self.mean, variance=self.variance, name="scaling")(matrix)
+        assert self.mean is not None
+        assert self.variance is not None
+        unit = _unit(self.variance)
+        values = keras.layers.Rescaling(unit.tolist(), name="unit")(matrix) if (unit != 1).any() else matrix
+        scaled = keras.layers.Normalization(
+            axis=-1, mean=self.mean * unit, variance=self.variance * unit**2, name="scaling"
+        )(values)
         if not self.nullable:
             return [scaled]
         # 0 is the mean.
@@ -128,6 +137,13 @@ class Preprocessor:
         # never trained must not speak.
         known = keras.layers.Rescaling([0.0] + [1.0] * len(vocabulary), name=f"{name}_known")
         return known(lookup(tensor))
+
+
+def _unit(variance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Powers of 2 [F] that bring columns near to 1 whose spread is far from it, without rounding any number."""
+    std = np.sqrt(variance)
+    least, most = _PLAIN_STD
+    return np.where((std < least) | (std > most), 2.0 ** -np.round(np.log2(std)), 1.0)
 
 
 def _numbers(specs: tuple[Input, ...], x: NDArray[Any]) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ Columns stay Arrow's until they are float32: no Python object is made for a numb
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -37,6 +37,10 @@ MIN_ROWS = 10
 _DELIMITERS = ",;\t"
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
+# TensorFlow takes smaller numbers than float32's least normal one for 0.
+_LEAST_SPREAD = 100 * float(np.finfo(np.float32).tiny)
+# A regression answers with variances on the way.
+_LEAST_SQUARED = 1e-15
 
 
 class TableError(InputError):
@@ -87,7 +91,7 @@ def read(
     """
     types = types or {}
     left_out = {column for column, given in types.items() if given.ignored}
-    table = file_columns(path, left_out)
+    table = file_columns(path, left_out, {column for column, given in types.items() if given.kind == "categorical"})
     wanted = f"wanted one of {', '.join(table.column_names)}"
     if target is None:
         raise TableError(path, f"no target; wanted --target COLUMN, {wanted.removeprefix('wanted ')}")
@@ -128,14 +132,14 @@ def read(
     )
 
 
-def file_columns(path: Path, left_out: set[str]) -> pa.Table:
-    """The file's columns but those left out."""
+def file_columns(path: Path, left_out: set[str], texts: Collection[str] = ()) -> pa.Table:
+    """The file's columns but those left out. texts: columns whose values are as a CSV file spells them, as 01234."""
     if path.is_dir():
         raise TableError(path, "is a folder; wanted a CSV or Parquet file")
     if not path.is_file():
         raise TableError(path, "not found; wanted a CSV or Parquet file")
     try:
-        table = _csv(path) if path.suffix.lower() == CSV else _parquet(path)
+        table = _csv(path, texts) if path.suffix.lower() == CSV else _parquet(path)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         kind = "CSV" if path.suffix.lower() == CSV else "Parquet"
         raise TableError(
@@ -154,12 +158,14 @@ def file_columns(path: Path, left_out: set[str]) -> pa.Table:
     return table.drop_columns([column for column in names if column in left_out])
 
 
-def _csv(path: Path) -> pa.Table:
+def _csv(path: Path, texts: Collection[str]) -> pa.Table:
     with path.open(encoding="utf-8-sig") as stream:
         header = stream.readline(1_000_000)
     delimiter = max(_DELIMITERS, key=header.count)
     return pyarrow.csv.read_csv(
-        path, parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+        path,
+        parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string())),
     )
 
 
@@ -203,6 +209,7 @@ class _Column:
             numbers = as_numbers(path, where, column, kind)
             is_boolean = kind == "boolean" and not holes and not given.nullable
             values = numbers.astype(bool) if is_boolean else numbers
+            _check_spread(path, name, numbers)
         return cls(name, kind, holes or given.nullable, values)
 
 
@@ -232,6 +239,13 @@ class _Target:
         values = as_numbers(path, where, column, "numeric")
         if values.min() == values.max():
             raise TableError(path, f"{where}: {values[0]:g} in every row; wanted values that differ")
+        spread = float(values.max()) - float(values.min())
+        if np.abs(values).max() > 1 / _LEAST_SQUARED or spread < _LEAST_SQUARED:
+            raise TableError(
+                path,
+                f"{where}: {values.min():g} to {values.max():g}, of which float32 holds no squares; "
+                "wanted it in another unit",
+            )
         return cls("regression", values, ())
 
     @classmethod
@@ -325,6 +339,20 @@ def as_numbers(path: Path, where: str, column: pa.ChunkedArray, kind: Kind) -> N
         limit = " within float32" if kind == "numeric" else ""
         raise TableError(path, f"{where}: {exact[row]:g} in row {row + 1}; wanted {wanted}{limit}")
     return exact.astype(np.float32)
+
+
+def _check_spread(path: Path, name: str, numbers: NDArray[np.float32]) -> None:
+    """TableError for numbers [N] whose differences float32 does not hold. NaN is missing."""
+    least, most = np.nanmin(numbers), np.nanmax(numbers)
+    if least == most and np.isnan(numbers).any():
+        # Whether it is there is what tells.
+        return
+    if least == most or float(most) - float(least) < _LEAST_SPREAD:
+        raise TableError(
+            path,
+            f"column {name!r}: {least:g} to {most:g}, the same number in float32; wanted it in another unit or from "
+            f"another origin, --type {name}=categorical, or --type {name}=ignored",
+        )
 
 
 def as_texts(column: Any) -> NDArray[Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv
 
 from models.contract import Feature, Manifest, ModelInput
 from serving.errors import InvalidInstance, choices
@@ -28,6 +29,8 @@ _FORMS = {
     pa.int64(): r"^\s*-?\d{1,18}\s*$",
     pa.bool_(): r"^\s*(true|false|True|False|TRUE|FALSE|0|1)\s*$",
 }
+# And for what is missing: all that is missing to training, which reads CSV files by Arrow's own list.
+_MISSING = pa.array(pyarrow.csv.ConvertOptions().null_values, pa.string())
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,8 @@ def _read_column(values: pa.Array, column: _Column) -> tuple[np.ndarray, np.ndar
     """A column's values [N] as the model takes them, and which rows [N] have none that it could take."""
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
+    if column.nullable and column.dtype.kind != "O" and pa.types.is_string(values.type):
+        values = pc.if_else(pc.is_in(values, _MISSING), None, values)
     absent = pc.is_null(values).to_numpy(zero_copy_only=False)
     if column.dtype.kind == "O":
         texts = np.array(values.fill_null("").to_pylist(), object)

@@ -36,6 +36,8 @@ BLOCK_BYTES = 2**22
 # A CSV part is read at once: its bytes are bounded as well.
 PART_BYTES = 2**26
 _QUOTE, _NEWLINE = b'"', b"\n"
+# As training reads them.
+_DELIMITERS = ",;\t"
 
 
 class Part(BaseModel):
@@ -52,6 +54,7 @@ class Part(BaseModel):
     # CSV only: where its text lies in the file.
     start: int = 0
     stop: int = 0
+    delimiter: str = ","
 
 
 class Source(BaseModel):
@@ -140,7 +143,7 @@ def survey(path: Path, part_rows: int, first_index: int) -> tuple[Source, list[P
         digest = hashlib.sha256()
         for block in _blocks(path):
             digest.update(block)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ScoreError(f"{path}: cannot be read ({_first_line(error)})") from error
     parts = [
         Part(
@@ -206,7 +209,9 @@ def _csv_chunks(path: Path, part: Part, columns: pa.Schema, chunk_rows: int) -> 
         io.BytesIO(text),
         # Rows are numbered only where one thread reads them.
         read_options=pyarrow.csv.ReadOptions(use_threads=False, column_names=columns.names, block_size=len(text) + 1),
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse),
+        parse_options=pyarrow.csv.ParseOptions(
+            delimiter=part.delimiter, newlines_in_values=True, invalid_row_handler=refuse
+        ),
         convert_options=pyarrow.csv.ConvertOptions(
             column_types=columns, strings_can_be_null=True, null_values=[""], quoted_strings_can_be_null=False
         ),
@@ -223,8 +228,15 @@ def _csv_chunks(path: Path, part: Part, columns: pa.Schema, chunk_rows: int) -> 
 def _csv_schema(path: Path) -> pa.Schema:
     # One record, as a name may have a line's end in it.
     with path.open(encoding="utf-8-sig", newline="") as file:
-        names = next(csv.reader(file), [])
+        names = next(csv.reader(file, delimiter=_delimiter(path)), [])
     return pa.schema([(name, pa.string()) for name in names])
+
+
+def _delimiter(path: Path) -> str:
+    """What stands most often in the first line."""
+    with path.open(encoding="utf-8-sig") as file:
+        header = file.readline(1_000_000)
+    return max(_DELIMITERS, key=header.count)
 
 
 def _survey_csv(path: Path, part_rows: int, first_index: int) -> tuple[Source, list[Part]]:
@@ -253,6 +265,7 @@ def _survey_csv(path: Path, part_rows: int, first_index: int) -> tuple[Source, l
     if size > start:
         lines += here != size
         cut(size)
+    delimiter = _delimiter(path)
     if not cuts:
         cuts.append((0, 0, size, size))
     parts = [
@@ -264,6 +277,7 @@ def _survey_csv(path: Path, part_rows: int, first_index: int) -> tuple[Source, l
             rows=rows,
             start=begin,
             stop=stop,
+            delimiter=delimiter,
         )
         for number, (row, rows, begin, stop) in enumerate(cuts)
     ]

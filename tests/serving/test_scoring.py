@@ -166,6 +166,15 @@ def test_csv_gives_what_parquet_gives(score, table, tmp_path):
     np.testing.assert_allclose(joined["std_mine"], text["std_mine"], atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_csv_has_the_delimiters_that_training_takes(score, table, tmp_path, delimiter):
+    pyarrow.csv.write_csv(table, tmp_path / "comma.csv")
+    pyarrow.csv.write_csv(table, tmp_path / "in.csv", pyarrow.csv.WriteOptions(delimiter=delimiter))
+    score(tmp_path / "comma.csv", tmp_path / "comma.parquet")
+    score(tmp_path / "in.csv", tmp_path / "out.parquet", part_rows=50)
+    assert_same(pq.read_table(tmp_path / "out.parquet"), pq.read_table(tmp_path / "comma.parquet"))
+
+
 def test_csv_rows_may_hold_line_ends_and_quotes(score, table, tmp_path):
     texts = ["two\nlines", 'a "quoted" word', 'comma, and\n"both"\n', "plain", ""] * 8
     rows = table.slice(0, len(texts)).set_column(0, "id", pa.array(texts))

@@ -101,6 +101,19 @@ def test_text_is_taken_where_the_value_that_it_stands_for_is(nullable, column):
         np.testing.assert_array_equal(of_text.inputs[name], of_values.inputs[name])
 
 
+@pytest.mark.parametrize("text", ["NA", "N/A", "null", "NULL", "nan", "#N/A"])
+def test_text_for_a_missing_number_is_what_it_is_to_training(text):
+    rows = [{"age": text, "visits": "3", "member": "true", "town": text, "smokes": text}]
+    batch = pa.RecordBatch.from_pylist(rows, schema=pa.schema([(name, pa.string()) for name in KINDS]))
+    [found], reasons = RowReader(manifest(nullable=True), batch.schema, "file", is_text=True).read(batch)
+    assert np.isnan(found.inputs["age"]).all()
+    assert np.isnan(found.inputs["smokes"]).all()
+    assert found.inputs["town"].tolist() == [text]
+    assert reasons == {}
+    _, reasons = RowReader(manifest(nullable=False), batch.schema, "file", is_text=True).read(batch)
+    assert list(reasons) == [0]
+
+
 @pytest.mark.parametrize("text", ["1,5", "1_000", "0x10", "one", "--1", "1e", "True", "[1]", "1 2"])
 def test_text_that_is_no_number_is_refused(text):
     row = {"age": text, "visits": text, "member": "true", "town": "Bern", "smokes": "0"}

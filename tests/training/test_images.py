@@ -2,8 +2,10 @@
 
 import json
 import re
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import keras
@@ -114,6 +116,14 @@ def cut_off(folder):
     path.write_bytes(path.read_bytes()[:50])
 
 
+def bomb(folder):
+    """A header that speaks of 10 gigapixels."""
+    path = drawn(folder) / "ring" / "3.png"
+    header = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    png = path.read_bytes()
+    path.write_bytes(png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:])
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -121,7 +131,11 @@ def cut_off(folder):
         (lambda folder: drawn(folder, classes=["ring"]), "one class, 'ring'; wanted at least two"),
         (lambda folder: drawn(folder, each=4), "4 images; wanted at least 5"),
         (lambda folder: (drawn(folder) / "star").mkdir(), "no images; wanted at least 5"),
-        (lambda folder: drawn(folder, size=(300, 8)), "300 x 8 pixels; wanted at most 256 a side"),
+        (lambda folder: drawn(folder, size=(300, 8)), "300 x 8 pixels; wanted 2 to 256 a side"),
+        (lambda folder: drawn(folder, size=(8, 1)), "8 x 1 pixels; wanted 2 to 256 a side"),
+        (lambda folder: drawn(folder, mode="I;16"), "pixels of the kind I;16, deeper than a byte; wanted 8 bits"),
+        (lambda folder: drawn(folder, classes=["ring", "c\udcff"]), "a class named 'c\\udcff'; wanted names"),
+        (bomb, "is no image that can be read"),
         (other_size, "9 x 8 pixels; wanted the size of"),
         (no_image, "is no image that can be read"),
         (cut_off, "cannot be read"),

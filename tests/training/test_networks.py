@@ -3,6 +3,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from training.datasets import DATASETS, load
 from training.networks import build, in_target_units
@@ -27,6 +28,15 @@ def test_sonar_net_is_60_60_30_1_with_dropout_between():
     assert [layer.rate for layer in layers(model, keras.layers.Dropout)] == [0.2, 0.2, 0.2]
     bounds = [layer.kernel_constraint for layer in layers(model, keras.layers.Dense)]
     assert [bound and bound.max_value for bound in bounds] == [3.0, 3.0, None]
+
+
+@pytest.mark.parametrize("name", ["_rows.csv", "(2).csv", "übung.csv", "表", "__"])
+def test_a_file_may_have_any_name(name):
+    data = replace(load("sonar"), name=name)
+    model = build(data, split(data.y, data.task).train, DEFAULTS["sonar"])
+    # The name is a TensorFlow scope where it is traced.
+    answer = tf.function(lambda x: model(x, training=False)).get_concrete_function(tf.TensorSpec([None, 60]))
+    assert answer.structured_outputs.shape[1] == 1
 
 
 def test_dropout_on_the_visible_layer_comes_after_the_scaling():

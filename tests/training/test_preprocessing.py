@@ -54,6 +54,15 @@ def test_a_table_of_numbers_may_have_missing_ones():
     np.testing.assert_allclose(encoded, [[-1, b[0], 0], [0, b[1], 1], [1, b[2], 0], [3, 0, 0]], atol=1e-6)
 
 
+def test_numbers_far_from_1_are_scaled_as_others_are():
+    rows = np.random.default_rng(0).normal(size=(50, 1))
+    x = (rows * [1e-30, 1e-9, 1.0, 1e12, 1e30] + [0, 2e-9, 3, 0, 1e30]).astype(np.float32)
+    data = Dataset("numbers", "regression", x, rows[:, 0].astype(np.float32), "y", "made up", columns=tuple("abcde"))
+    preprocessor = Preprocessor.fit(data, TRAIN)
+    expected = StandardScaler().fit(x[TRAIN].astype(np.float64)).transform(x.astype(np.float64))
+    np.testing.assert_allclose(preprocessor.encode(x), expected, atol=1e-5)
+
+
 def test_rows_that_do_not_train_change_no_fitted_statistic():
     data = passengers()
     x = data.x.copy()

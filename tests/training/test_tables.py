@@ -121,6 +121,18 @@ def test_delimiters_and_quotes_of_csv(tmp_path, delimiter):
     assert set(data.x["text"]) == {f"a{delimiter}{n}" for n in range(3)}
 
 
+def test_categories_are_as_the_csv_file_spells_them(tmp_path):
+    spellings = {"zip": ["01234", "1234", "007"], "paid": ["True", "true", "False"], "day": ["2026-01-02", "", "NA"]}
+    lines = [
+        ",".join([f"{number}", *(texts[number % 3] for texts in spellings.values()), "ab"[number % 2]])
+        for number in range(20)
+    ]
+    path = csv(tmp_path, f"size,{','.join(spellings)},kind", *lines)
+    data = read(path, "kind", *(f"{column}=categorical" for column in spellings))
+    for column, texts in spellings.items():
+        assert data.x[column][:3].tolist() == texts
+
+
 def test_texts_that_never_repeat_are_left_out_and_said_to_be(tmp_path):
     data = read(csv(tmp_path, f"name,{HEADER}", *(f"n{number},{line}" for number, line in enumerate(GOOD))))
     assert "name" not in data.columns
@@ -214,6 +226,16 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
         [HEADER, *GOOD],
         {"types": ["size=text"]},
         "--type 'size=text'; wanted COLUMN=KIND",
+    ),
+    "differences beyond float32": (
+        columns(serial=[10**15 + number for number in range(20)]),
+        {},
+        "column 'serial': 1e+15 to 1e+15, the same number in float32; wanted it in another unit or from another origin",
+    ),
+    "squares beyond float32": (
+        columns(y=[number * 1e30 for number in range(20)]),
+        {"target": "y", "task": "regression"},
+        "target 'y': 0 to 1.9e+31, of which float32 holds no squares; wanted it in another unit",
     ),
     "type of the target": ([HEADER, *GOOD], {"types": ["kind=categorical"]}, "is the target; wanted --task for it"),
 }
