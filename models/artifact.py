@@ -294,7 +294,11 @@ def _symbolic_inputs(model: keras.Model) -> list[tuple[str, tuple[int | None, ..
     symbols = getattr(model, "inputs", None)
     if symbols:
         structure = getattr(model, "_inputs_struct", None)
-        names = sorted(structure) if isinstance(structure, dict) else [symbol.name for symbol in symbols]
+        # A dict's keys, unless one of them stands for several inputs.
+        if isinstance(structure, dict) and len(structure) == len(symbols):
+            names = sorted(structure)
+        else:
+            names = [symbol.name for symbol in symbols]
         for symbol in symbols:
             if not symbol.shape or symbol.shape[0] is not None:
                 raise ArtifactError(

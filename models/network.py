@@ -195,7 +195,7 @@ class Network:
             flags = [noisy.get(id(symbol), False) for symbol in node.input_tensors]
             nested = _graph_of(node.operation)
             if nested is not None and self.holds_noise(node.operation):
-                below = self._reached(nested, [noisy.get(id(symbol), False) for symbol, _ in _arguments(node)])
+                below = self._reached(nested, [noisy.get(id(symbol), False) for symbol, _ in _arguments(node, nested)])
                 widths += below.widths
                 results = below.outputs
             else:
@@ -343,7 +343,7 @@ class _Walk:
     def _nested(self, node: Any, graph: Any, scope: tuple[int, ...], outer: tuple[int, ...]) -> list[_Value | None]:
         inputs = [
             self._handed_down((outer, id(symbol)), None if mask is None else (outer, id(mask)), wanted.dtype)
-            for (symbol, mask), wanted in zip(_arguments(node), graph.inputs, strict=True)
+            for (symbol, mask), wanted in zip(_arguments(node, graph), graph.inputs, strict=True)
         ]
         return [value for _, value in self.run(graph, scope, inputs)]
 
@@ -413,17 +413,31 @@ def _has_rows(symbol: Any) -> bool:
     return bool(symbol.shape) and symbol.shape[0] is None
 
 
-def _arguments(node: Any) -> list[tuple[Any, Any | None]]:
-    """A nested model's inputs, each with the sequence mask that the call names for it."""
-    symbols = node.input_tensors
+def _arguments(node: Any, graph: Any) -> list[tuple[Any, Any | None]]:
+    """A nested model's inputs in the order of its graph, each with the sequence mask that the call names for it.
+
+    Raises ArtifactError where the call gives other inputs than the model has.
+    """
+    given = node.arguments.args[0] if node.arguments.args else node.arguments.kwargs["inputs"]
+    wanted = keras.tree.flatten(graph._inputs_struct)
+    if isinstance(given, dict) and not isinstance(graph._inputs_struct, dict):
+        # Keras matches them by name: the dict's own order says nothing.
+        inputs = [given[symbol.name] for symbol in wanted]
+    else:
+        inputs = keras.tree.flatten(given)
+    if len(inputs) != len(wanted):
+        raise ArtifactError(
+            f"model {node.operation.name!r}: called with {len(inputs)} inputs, and it has {len(wanted)}; "
+            "wanted a call with its own inputs and no others"
+        )
     masks = keras.tree.flatten(node.arguments.kwargs.get("mask"))
-    inputs = symbols[: len(symbols) - sum(mask is not None for mask in masks)]
     return list(zip(inputs, masks if len(masks) == len(inputs) else [None] * len(inputs), strict=True))
 
 
 def _is_single_unit(operation: Any) -> bool:
     """Whether the layer is a plain Dense of one unit: a dot product, for which general matrix kernels are slow."""
-    return type(operation) is keras.layers.Dense and operation.units == 1 and operation.kernel.shape[-1] == 1
+    is_plain = type(operation) is keras.layers.Dense and operation.quantization_mode is None
+    return is_plain and operation.units == 1 and operation.kernel.shape[-1] == 1
 
 
 def _dot(layer: keras.layers.Dense, x: tf.Tensor) -> tf.Tensor:

@@ -129,6 +129,26 @@ def artifact_of(model: keras.Model, desk: Path, command, name: str, *arguments) 
     return Artifact(desk / "artifacts" / name / "1")
 
 
+def test_a_quantized_layer_of_one_unit_keeps_its_scale(command, desk):
+    """Its kernel holds whole numbers, which mean nothing without their scale."""
+    model = keras.Sequential([keras.Input((4,), name="x"), layers.Dense(8), layers.Dropout(1e-6), layers.Dense(1)])
+    for layer in networks.scatter(model).layers:
+        if isinstance(layer, layers.Dense):
+            layer.quantize("int8")
+    artifact = artifact_of(model, desk, command, "int8")
+    x = arrays()["x"]
+    certain = artifact.answer("serving_default", x)["mean"]
+    # Next to nothing is dropped; what is left is a step of the activations' rounding.
+    np.testing.assert_allclose(artifact.draws(x, 3), np.tile(certain[:, None], 3), atol=0.02)
+
+
+def test_a_dict_of_inputs_of_which_one_holds_several(command, desk):
+    one, two, three = (keras.Input((3,), name=name) for name in ("one", "two", "three"))
+    x = layers.Dropout(0.3)(layers.Concatenate()([one, two, three]))
+    artifact = artifact_of(keras.Model({"one": one, "rest": [two, three]}, layers.Dense(1)(x)), desk, command, "deep")
+    assert [item.name for item in artifact.manifest.inputs] == ["one", "two", "three"]
+
+
 def test_logits_are_told_from_probabilities_by_the_loss(command, desk):
     model = networks.scatter(table(layers.Dropout(0.5), activation=None))
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
@@ -348,6 +368,13 @@ def stateful() -> keras.Model:
     )
 
 
+def called_with_others() -> keras.Model:
+    own = {name: keras.Input((2,), name=name) for name in ("a", "c")}
+    pair = keras.Model(own, layers.Dropout(0.5)(layers.Concatenate()([own["a"], own["c"]])), name="pair")
+    given = {name: keras.Input((2,), name=name) for name in ("a", "b", "c")}
+    return keras.Model(given, layers.Dense(1)(pair(given)))
+
+
 NETWORKS = {
     "Lambda": (
         lambda: table(layers.Dropout(0.5), layers.Lambda(lambda x: x * 2, name="double")),
@@ -366,6 +393,10 @@ NETWORKS = {
     "nothing stochastic": (table, "no layer of the network is stochastic"),
     "all rates 0": (lambda: table(layers.Dropout(0.0, name="off")), r"all rates are 0 \(off\)"),
     "rate 1": (lambda: table(layers.Dropout(1.0, name="all")), "'all': Dropout drops everything"),
+    "nested model with other inputs": (
+        called_with_others,
+        "model 'pair': called with 3 inputs, and it has 2",
+    ),
     "stateful": (stateful, "'memory': LSTM is stateful|batch size is fixed"),
     "fixed batch": (fixed_batch, "input 'x': its batch size is fixed"),
     "certain output": (two_outputs, "output 'certain': no active stochastic layer"),

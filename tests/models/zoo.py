@@ -314,6 +314,15 @@ def nested_with_two_inputs_and_outputs():
 
 
 @exhibit()
+def nested_called_by_names():
+    """In another order than its own: Keras matches a dict by name."""
+    b, a = keras.Input((3,), name="b"), keras.Input((3,), name="a")
+    block = keras.Model([b, a], layers.Dropout(0.4)(layers.Concatenate()([b * 5.0, a])), name="block")
+    first, second = keras.Input((3,), name="first"), keras.Input((3,), name="second")
+    return keras.Model([first, second], layers.Dense(1)(block({"b": first, "a": second})))
+
+
+@exhibit()
 def time_distributed_dropout():
     return stack(
         SEQUENCE,
