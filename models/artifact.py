@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib.metadata
+import keyword
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -283,11 +285,31 @@ def _inputs(model: keras.Model, features: list[Feature] | None) -> list[ModelInp
     for name, _, _ in found:
         if name in RESERVED_INPUT_NAMES:
             raise ArtifactError(f"input {name!r}: the name is an argument of the signatures; rename the model's input")
+    names = [_carried(name) for name, _, _ in found]
+    for (name, _, _), carried in zip(found, names, strict=True):
+        if names.count(carried) > 1:
+            raise ArtifactError(
+                f"input {name!r}: as {carried!r} in the signatures it is one of two; rename the model's input"
+            )
     columns = [None] * len(found) if features is None else [[feature] for feature in features]
     return [
         ModelInput(name=name, dtype=dtype, shape=list(shape), features=column)
-        for (name, shape, dtype), column in zip(found, columns, strict=True)
+        for name, (_, shape, dtype), column in zip(names, found, columns, strict=True)
     ]
+
+
+def _carried(name: str) -> str:
+    """The input's name as TensorFlow's signatures can carry it: the same, or its ASCII letters and digits."""
+
+    def fits(name: str) -> bool:
+        # "self" is an argument of TensorFlow's own.
+        is_plain = re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) is not None
+        return is_plain and not keyword.iskeyword(name) and name != "self"
+
+    if fits(name):
+        return name
+    plain = re.sub(r"[^0-9A-Za-z]+", "_", name).strip("_")
+    return plain if fits(plain) else f"input_{plain}"
 
 
 def _symbolic_inputs(model: keras.Model) -> list[tuple[str, tuple[int | None, ...], str]]:

@@ -149,6 +149,18 @@ def test_a_dict_of_inputs_of_which_one_holds_several(command, desk):
     assert [item.name for item in artifact.manifest.inputs] == ["one", "two", "three"]
 
 
+def test_names_that_no_signature_can_carry_are_made_plain(command, desk):
+    names = ["petal-width", "1st", "class", "Sepal length (cm)", "own_name"]
+    given = [keras.Input((1,), name=name) for name in names]
+    model = keras.Model(given, layers.Dense(1)(layers.Dropout(0.3)(layers.Concatenate()(given))))
+    artifact = artifact_of(networks.scatter(model), desk, command, "plain-names")
+    plain = ["petal_width", "input_1st", "input_class", "Sepal_length_cm", "own_name"]
+    assert [item.name for item in artifact.manifest.inputs] == plain
+    values = [np.full((2, 1), number, np.float32) for number in range(5)]
+    found = artifact.answer("serving_default", dict(zip(plain, values, strict=True)))["mean"]
+    np.testing.assert_array_equal(found, keras.ops.convert_to_numpy(model(values))[:, 0])
+
+
 def test_logits_are_told_from_probabilities_by_the_loss(command, desk):
     model = networks.scatter(table(layers.Dropout(0.5), activation=None))
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
@@ -396,6 +408,13 @@ NETWORKS = {
     "nested model with other inputs": (
         called_with_others,
         "model 'pair': called with 3 inputs, and it has 2",
+    ),
+    "two names that become one": (
+        lambda: keras.Model(
+            pair := [keras.Input((2,), name="a b"), keras.Input((2,), name="a-b")],
+            layers.Dense(1)(layers.Dropout(0.5)(layers.Add()(pair))),
+        ),
+        "input 'a b': as 'a_b' in the signatures it is one of two",
     ),
     "stateful": (stateful, "'memory': LSTM is stateful|batch size is fixed"),
     "fixed batch": (fixed_batch, "input 'x': its batch size is fixed"),
