@@ -12,6 +12,7 @@ from sklearn.model_selection import RepeatedStratifiedKFold
 from models.contract import Task
 from training import cores, replicas
 from training.datasets import Dataset
+from training.errors import InputError
 from training.preprocessing import Preprocessor
 from training.recipes import Recipe
 from training.splits import target_bins
@@ -19,6 +20,12 @@ from training.splits import target_bins
 Index = NDArray[np.int64]
 # Called with the share of the work that is done.
 OnProgress = Callable[[float], None]
+
+
+class TooManyFolds(InputError):
+    def __init__(self, folds: int, task: Task, most: int) -> None:
+        group = "largest class" if task == "classification" else "fullest tenth of the target's values"
+        super().__init__(f"{folds} folds, but {most:,} training rows of the {group}; wanted at most {most:,} folds")
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,13 @@ class Outcome:
 def repeated_folds(
     y: NDArray[np.float32], task: Task, *, folds: int, repeats: int, seed: int
 ) -> list[tuple[Index, Index]]:
-    """Training and test rows of every fold, repeat after repeat, stratified by class or by decile of the target."""
+    """Training and test rows of every fold, repeat after repeat, stratified by class or by decile of the target.
+
+    Raises TooManyFolds.
+    """
     groups = y if task == "classification" else target_bins(y)
+    if (most := int(np.bincount(groups).max())) < folds:
+        raise TooManyFolds(folds, task, most)
     splitter = RepeatedStratifiedKFold(n_splits=folds, n_repeats=repeats, random_state=seed)
     return [(train, test) for train, test in splitter.split(np.zeros(len(y)), groups)]
 

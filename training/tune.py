@@ -166,19 +166,22 @@ def check(data: Dataset, objective: str | None, dimensions: tuple[str, ...]) -> 
 def tune(
     data: Dataset, rows: Index, settings: Settings, on_progress: Callable[[str, int], None] = lambda what, done: None
 ) -> Tuned:
-    """Search with `rows` of the data alone. Raises StorageError, NoTrial.
+    """Search with `rows` of the data alone. Raises StorageError, NoTrial, TooManyFolds.
 
     The searches are independent of each other, and as many are carried out at once as `cores.stacks_at_once` says.
 
     on_progress: called with what is searched for, and how many of its trials are finished, maybe from several threads.
     """
-    storage = search.open_storage(settings.storage)
     outer = (
         inner_folds(data.y, data.task, rows, folds=settings.outer_folds, seed=settings.seed)
         if settings.outer_folds > 1
         else []
     )
     parts = [("winner", rows), *[(f"outer-{number}", train) for number, (train, _) in enumerate(outer)]]
+    for _, train in parts:
+        # Before a database is made: there may be too few rows.
+        inner_folds(data.y, data.task, train, folds=settings.folds, seed=settings.seed)
+    storage = search.open_storage(settings.storage)
     at_once = cores.stacks_at_once()
     started = time.monotonic()
 

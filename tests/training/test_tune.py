@@ -223,6 +223,7 @@ def test_rows_outside_of_the_training_rows_have_no_say(tmp_path):
         (["--objective", "rmse"], "error: objective 'rmse' for the classification of wine; wanted one of nll,"),
         (["--search", "depth"], "error: --search 'depth'; wanted some of width,max-norm,learning-rate,epochs"),
         (["--storage", "nonsense"], "error: storage 'nonsense': "),
+        (["--folds", "90"], "error: 90 folds, but "),
     ],
 )
 def test_bad_requests_end_in_a_line(tmp_path, arguments, line):
