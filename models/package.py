@@ -90,7 +90,7 @@ def load(path: Path) -> keras.Model:
         raise PackageError(path, f"Keras {keras.__version__} cannot load it ({_reason(error)})") from error
     if not isinstance(model, keras.Model):
         raise PackageError(path, f"holds a {type(model).__name__}; wanted a whole model")
-    return model
+    return _with_free_rows(model)
 
 
 class _Configuration(NamedTuple):
@@ -146,6 +146,22 @@ def _loaded(path: Path, loss: Any) -> keras.Model:
         model = keras.models.load_model(path, compile=False, safe_mode=True)
         _compile_with_known_loss(model, loss)
         return model
+
+
+def _with_free_rows(model: keras.Model) -> keras.Model:
+    """A Sequential without an Input has as many rows as its first call had: the same layers behind a free axis."""
+    if type(model) is not keras.Sequential or not model.built:
+        return model
+    [given] = model.inputs
+    rows = given.shape[0] if given.shape else None
+    if rows is None or any(getattr(layer, "stateful", False) for layer in model.layers):
+        return model
+    free = keras.Sequential(
+        [keras.Input(given.shape[1:], dtype=given.dtype, name=given.name), *model.layers], name=model.name
+    )
+    if model.compiled:
+        free.compile(optimizer=model.optimizer, loss=model.loss)
+    return free
 
 
 def _compile_with_known_loss(model: keras.Model, loss: Any) -> None:

@@ -142,6 +142,21 @@ def test_a_quantized_layer_of_one_unit_keeps_its_scale(command, desk):
     np.testing.assert_allclose(artifact.draws(x, 3), np.tile(certain[:, None], 3), atol=0.02)
 
 
+def test_a_sequential_network_without_an_input_takes_more_rows_than_its_first_call(command, desk):
+    x = arrays()["x"]
+    model = keras.Sequential([layers.Dense(8, "relu"), layers.Dropout(0.3), layers.Dense(1)])
+    model.compile(loss=keras.losses.BinaryCrossentropy(from_logits=True))
+    model(x[:1])
+    assert model.inputs[0].shape[0] == 1
+    artifact = artifact_of(model, desk, command, "called")
+    certain = artifact.answer("serving_default", x)["probabilities"]
+    np.testing.assert_allclose(certain[:, 1], 1 / (1 + np.exp(-model(x)[:, 0])), atol=1e-6)
+    assert artifact.draws(x, 3).shape[:2] == (len(x), 3)
+    # What is published for further training takes them too.
+    saved = keras.models.load_model(desk / "artifacts" / "called" / "1" / "model.keras")
+    np.testing.assert_array_equal(saved(x), model(x))
+
+
 def test_a_dict_of_inputs_of_which_one_holds_several(command, desk):
     one, two, three = (keras.Input((3,), name=name) for name in ("one", "two", "three"))
     x = layers.Dropout(0.3)(layers.Concatenate()([one, two, three]))
@@ -365,7 +380,8 @@ def subclassed() -> keras.Model:
 
 
 def fixed_batch() -> keras.Model:
-    return table(layers.Dropout(0.5), input=keras.Input((4,), batch_size=2, name="x"))
+    inputs = keras.Input((4,), batch_size=2, name="x")
+    return keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Dropout(0.5)(inputs)))
 
 
 def two_outputs() -> keras.Model:
