@@ -238,7 +238,11 @@ def _save_keras(model: keras.Model, folder: Path) -> None:
     except (TypeError, ValueError, NotImplementedError) as error:
         raise ArtifactError(f"model {model.name!r}: Keras cannot save it ({_first_line(error)})") from error
     if _fits_hdf5(model):
-        model.save(folder / HDF5_FILE)
+        try:
+            model.save(folder / HDF5_FILE)
+        except (TypeError, ValueError):
+            # Keras cannot: a nested augmentation's random numbers, for one.
+            (folder / HDF5_FILE).unlink(missing_ok=True)
 
 
 def _fits_hdf5(model: keras.Model) -> bool:

@@ -157,6 +157,18 @@ def test_a_sequential_network_without_an_input_takes_more_rows_than_its_first_ca
     np.testing.assert_array_equal(saved(x), model(x))
 
 
+def test_what_keras_cannot_save_as_hdf5_is_published_without_that_file(command, desk):
+    """A nested augmentation, say: it would copy a layer's random numbers, and cannot."""
+    inputs = keras.Input((4, 4, 1), name="image")
+    augmented = keras.Sequential([keras.Input((4, 4, 1)), layers.RandomFlip(), layers.RandomBrightness(0.1)])(inputs)
+    model = keras.Model(inputs, layers.Dense(1)(layers.Dropout(0.5)(layers.Flatten()(augmented))))
+    with pytest.raises(TypeError, match="cannot pickle"):
+        model.save(desk / "augmented.h5")
+    artifact = artifact_of(model, desk, command, "augmented")
+    assert "model.keras" in artifact.manifest.files
+    assert "model.h5" not in artifact.manifest.files
+
+
 def test_a_dict_of_inputs_of_which_one_holds_several(command, desk):
     one, two, three = (keras.Input((3,), name=name) for name in ("one", "two", "three"))
     x = layers.Dropout(0.3)(layers.Concatenate()([one, two, three]))
