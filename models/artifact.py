@@ -286,11 +286,12 @@ def _inputs(model: keras.Model, features: list[Feature] | None) -> list[ModelInp
                 f"inputs {shapes}: {len(features)} features were named; wanted one input of that many columns, or as "
                 "many inputs of one value each"
             )
-    for name, _, _ in found:
-        if name in RESERVED_INPUT_NAMES:
-            raise ArtifactError(f"input {name!r}: the name is an argument of the signatures; rename the model's input")
     names = [_carried(name) for name, _, _ in found]
     for (name, _, _), carried in zip(found, names, strict=True):
+        if carried in RESERVED_INPUT_NAMES:
+            raise ArtifactError(
+                f"input {name!r}: the name is an argument of the signatures, {carried!r}; rename the model's input"
+            )
         if names.count(carried) > 1:
             raise ArtifactError(
                 f"input {name!r}: as {carried!r} in the signatures it is one of two; rename the model's input"

@@ -456,6 +456,10 @@ NETWORKS = {
         lambda: table(layers.Dropout(0.5), input=keras.Input((4,), name="seed")),
         "input 'seed': the name is an argument",
     ),
+    "name that becomes an argument's": (
+        lambda: table(layers.Dropout(0.5), input=keras.Input((4,), name="num-samples")),
+        "input 'num-samples': the name is an argument",
+    ),
     "sparse input": (
         lambda: table(layers.Dropout(0.5), input=keras.Input((4,), sparse=True, name="x")),
         "input 'x': sparse",
