@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.access import OPEN_PATHS
 from serving.core import Core
+from serving.direct import Direct
 from serving.entrance import Entrance
 from serving.errors import ClientGone, MethodNotAllowed, NotFound, Unauthenticated, quote
 from serving.native import Native
@@ -18,7 +19,7 @@ from serving.open_inference import OpenInference
 from serving.pages import Pages
 from serving.tensorflow_serving import PREFIX as TENSORFLOW_SERVING
 from serving.tensorflow_serving import TensorFlowServing
-from serving.web import GONE, Handler, Header, Request, error_response
+from serving.web import GONE, Handler, Request, error_response
 
 # As metrics and the log name them.
 NATIVE_OPERATIONS = {"/predict": "predict", "/uncertainty": "uncertainty"}
@@ -29,8 +30,7 @@ _MANIFEST = re.compile(MANIFEST.replace("NAME", "([^/]+)"))
 Routes = dict[str, dict[str, Handler]]
 
 
-def routes(core: Core, pages: Pages) -> Routes:
-    native = Native(core)
+def routes(native: Native, pages: Pages) -> Routes:
     return {
         "/predict": {"POST": native.predict},
         "/uncertainty": {"POST": native.uncertainty},
@@ -51,7 +51,8 @@ class App:
 
     def __init__(self, core: Core, otherwise: ASGIApp | None = None) -> None:
         self._pages = Pages(core)
-        self._routes = routes(core, self._pages)
+        self._native = Native(core)
+        self._routes = routes(self._native, self._pages)
         self._open_inference = OpenInference(core)
         self._tensorflow_serving = TensorFlowServing(core)
         self._entrance = Entrance(core.settings)
@@ -59,6 +60,14 @@ class App:
         self._is_locked = not core.gate.is_open
         self._otherwise = otherwise
         self._observer = core.observer
+
+    def direct(self) -> Direct | None:
+        """What may be answered without ASGI; nothing where requests must show a key first."""
+        if self._is_locked:
+            return None
+        answers = {"/predict": self._native.predict_content, "/uncertainty": self._native.uncertainty_content}
+        handlers = {path: (NATIVE_OPERATIONS[path], answer) for path, answer in answers.items()}
+        return Direct(handlers, self._observer, self._entrance)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, self._entrance)
@@ -71,9 +80,6 @@ class App:
         exchange = request.exchange = self._observer.begin(
             protocol, operation, request.path, request.header(b"x-request-id"), request.header(b"traceparent")
         )
-        shown: list[Header] = [(b"x-request-id", exchange.request_id.encode())]
-        if exchange.traceparent is not None:
-            shown.append((b"traceparent", exchange.traceparent.encode()))
         method = "GET" if request.method == "HEAD" else request.method
         try:
             is_open = request.path in OPEN_PATHS
@@ -97,7 +103,7 @@ class App:
             return
         except Exception as error:  # every error becomes an answer
             response = error_response(error)
-        await response.send(send, shown, with_body=request.method != "HEAD")
+        await response.send(send, exchange, with_body=request.method != "HEAD")
         self._observer.end(exchange, str(response.status), is_error=response.status >= 400)
 
     def _may_pass(self, request: Request) -> bool:

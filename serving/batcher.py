@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any
@@ -31,6 +31,7 @@ from models import contract
 from serving.errors import DeadlineExceeded, QueueFull, Unavailable
 from serving.graph import Arrays
 from serving.metrics import Metrics
+from serving.outputs import Outputs
 from serving.runtime import Model
 from serving.settings import Settings
 
@@ -62,7 +63,7 @@ class Ticket:
     __slots__ = ("arrived", "call", "deadline", "future", "inputs", "parts", "row_draws", "rows", "taken")
 
     def __init__(
-        self, call: Call, inputs: Arrays, rows: int, future: asyncio.Future[Arrays], deadline_s: float
+        self, call: Call, inputs: Arrays, rows: int, future: asyncio.Future[Outputs], deadline_s: float
     ) -> None:
         self.arrived = time.monotonic()
         self.call = call
@@ -73,7 +74,7 @@ class Ticket:
         self.deadline = self.arrived + deadline_s
         # Rows that are in a call or have been, and the outputs of those that have.
         self.taken = 0
-        self.parts: list[Arrays] = []
+        self.parts: list[Outputs] = []
 
 
 # Functions whose outputs are statistics of draws.
@@ -82,7 +83,7 @@ WATCHED = (contract.MC_PREDICT, contract.MC_SAMPLE, contract.MC_ADAPTIVE)
 # A ticket's rows from .. to in one call.
 Share = tuple[Ticket, int, int]
 # What a call gave to each request, and all of it together; None where it failed.
-Ran = tuple[list[Arrays | Exception], Arrays | None]
+Ran = tuple[list[Outputs | Exception], Arrays | None]
 
 
 class _Lane:
@@ -196,7 +197,7 @@ class _Lane:
                     ticket.future.set_exception(answer)
             elif stop == ticket.rows:
                 if not ticket.future.done():
-                    ticket.future.set_result(_joined([*ticket.parts, answer]) if ticket.parts else answer)
+                    ticket.future.set_result(_put_together([*ticket.parts, answer]))
             else:
                 ticket.parts.append(answer)
             if stop == ticket.rows:
@@ -241,7 +242,7 @@ class Batcher:
         """Their rows x draws."""
         return self._predictions.row_draws + self._draws.row_draws
 
-    def submit(self, call: Call, inputs: Arrays) -> asyncio.Future[Arrays]:
+    def submit(self, call: Call, inputs: Arrays) -> asyncio.Future[Outputs]:
         """Queue the rows of one request; the future gives its own rows of every output, or a ServingError.
 
         Cancelling the future gives the request up: if its call has not begun, it never will.
@@ -258,7 +259,7 @@ class Batcher:
             lane.requests and lane.row_draws + row_draws > self._settings.max_queue_row_draws
         ):
             raise QueueFull
-        future: asyncio.Future[Arrays] = self._loop.create_future()
+        future: asyncio.Future[Outputs] = self._loop.create_future()
         ticket = Ticket(call, inputs, rows, future, self._deadline_s)
         lane.put(_batch_key(call, inputs), ticket)
         if self._sweeper is None:
@@ -319,21 +320,25 @@ def _run(batch: list[Share]) -> Ran:
     try:
         outputs = call.model.run(call.function, {**inputs, **dict(call.scalars)})
     except Exception as error:  # whatever TensorFlow raises
-        alone: list[Arrays | Exception] = [error]
+        alone: list[Outputs | Exception] = [error]
         return (alone if len(batch) == 1 else [_run([share])[0][0] for share in batch]), None
-    if len(batch) == 1:
-        return [outputs], outputs
-    answers: list[Arrays | Exception] = []
+    answers: list[Outputs | Exception] = []
+    made: dict[Hashable, list[Any]] = {}
     first = 0
     for _, start, stop in batch:
         last = first + stop - start
-        answers.append({name: values[first:last] for name, values in outputs.items()})
+        answers.append(Outputs(outputs, first, last, made))
         first = last
     return answers, outputs
 
 
-def _joined(parts: list[Arrays]) -> Arrays:
+def _put_together(parts: list[Outputs]) -> Outputs:
+    """The answer to a request that took several calls."""
+    return parts[0] if len(parts) == 1 else Outputs.whole(_joined(parts))
+
+
+def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> Arrays:
     """The rows of all parts, in order."""
     if len(parts) == 1:
-        return parts[0]
+        return dict(parts[0])
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import structlog
@@ -18,6 +19,7 @@ from serving.graph import Arrays, prepare_device
 from serving.memory import Memory
 from serving.metrics import Labels, Metrics
 from serving.observer import Observer
+from serving.outputs import Outputs
 from serving.registry import Registry
 from serving.reload import Reloader
 from serving.repository import Repository
@@ -36,8 +38,7 @@ KEEP_HOUSE_S = 1.0
 YOUNG_OBJECTS = 20_000
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """How uncertainty was asked for; what was not asked for is the artifact's default."""
 
     num_samples: int | None = None
@@ -49,16 +50,39 @@ class Asked:
     coverage: float | None = None
 
 
-@dataclass(frozen=True)
-class Drawn:
+class Drawn(NamedTuple):
     """Outputs of MC dropout for the rows of one request, and how they were drawn."""
 
-    arrays: Arrays
+    outputs: Outputs
     seed: int
-    num_samples: np.ndarray
-    """[N] draws of each row."""
-    converged: np.ndarray
-    """[N] whether the row's standard errors are within the tolerance; True where none was asked for."""
+    num_samples: list[int]
+    """Draws of each row."""
+    converged: list[bool]
+    """Whether the row's standard errors are within the tolerance; True where none was asked for."""
+
+
+Answer = TypeVar("Answer")
+Made = TypeVar("Made")
+
+
+class Pending(Generic[Answer]):
+    """An answer that is being computed: await it, or let its future call back."""
+
+    __slots__ = ("future", "make")
+
+    def __init__(self, future: asyncio.Future[Any], make: Callable[[Any], Answer]) -> None:
+        """make: the answer, from the future's result."""
+        self.future = future
+        self.make = make
+
+    def then(self, make: Callable[[Answer], Made]) -> Pending[Made]:
+        """What is made of the answer, when it is there."""
+        first = self.make
+        return Pending(self.future, lambda result: make(first(result)))
+
+    def __await__(self) -> Generator[Any, None, Answer]:
+        result = yield from self.future
+        return self.make(result)
 
 
 class Core:
@@ -156,38 +180,43 @@ class Core:
         """The versions of a model that are loaded, oldest first; raises ModelNotFound."""
         return [str(version) for version in sorted(self.registry.shelf(name).loaded)]
 
-    def predict(self, model: Model, inputs: Arrays) -> asyncio.Future[Arrays]:
+    def predict(self, model: Model, inputs: Arrays) -> asyncio.Future[Outputs]:
         """Queue deterministic predictions; the future gives the outputs of `serving_default`."""
         self._require_open()
         self._check_rows(inputs, draws=1)
         return self._submit(Call(model, contract.SERVING_DEFAULT), inputs)
 
-    async def draw(self, model: Model, inputs: Arrays, asked: Asked) -> Drawn:
-        """Outputs of `mc_sample`, with as many draws as were asked for or as the tolerance needs.
+    def draw(self, model: Model, inputs: Arrays, asked: Asked) -> Pending[Drawn]:
+        """Queue outputs of `mc_sample`, with as many draws as were asked for or as the tolerance needs.
 
         With a tolerance, `num_samples` is the least number of draws and `max_samples` the most.
         """
         self._require_open()
         seed = model.manifest.seed if asked.seed is None else asked.seed
+        if asked.tolerance is not None:
+            drawing = self._draw_until(model, inputs, asked, asked.tolerance, seed)
+            return Pending(asyncio.ensure_future(drawing), lambda drawn: drawn)
         rows = len(next(iter(inputs.values())))
-        if asked.tolerance is None:
-            fixed = asked.num_samples or model.manifest.num_samples
-            arrays = await self._sample(model, inputs, fixed, seed)
-            return Drawn(arrays, seed, np.full(rows, fixed), np.ones(rows, bool))
+        draws = asked.num_samples or model.manifest.num_samples
+        outputs = self._sample(model, inputs, draws, seed)
+        return Pending(outputs, lambda outputs: Drawn(outputs, seed, [draws] * rows, [True] * rows))
+
+    async def _draw_until(self, model: Model, inputs: Arrays, asked: Asked, tolerance: float, seed: int) -> Drawn:
+        """Draws of each row until its standard errors are within the tolerance."""
         least = asked.num_samples or 0
         most = asked.max_samples or min(self.settings.max_num_samples, max(DEFAULT_MAX_SAMPLES, least))
-        arrays, num_samples, converged = await self._adapt(model, inputs, seed, asked.tolerance, most)
+        arrays, num_samples, converged = await self._adapt(model, inputs, seed, tolerance, most)
         short = num_samples < least
         if short.any():
             few = {name: values[short] for name, values in inputs.items()}
             refined = await self._sample(model, few, least, seed)
             arrays = {name: _replaced(values, short, refined[name]) for name, values in arrays.items()}
             num_samples = _replaced(num_samples, short, np.full(int(short.sum()), least))
-        return Drawn(arrays, seed, num_samples, converged)
+        return Drawn(Outputs.whole(arrays), seed, num_samples.tolist(), converged.tolist())
 
     def run(
         self, model: Model, signature: str, inputs: Arrays, num_samples: int | None = None, seed: int | None = None
-    ) -> asyncio.Future[Arrays]:
+    ) -> asyncio.Future[Outputs]:
         """Queue a call of a signature by its name; the future gives the signature's outputs.
 
         What is not asked for is the artifact's default. Raises InvalidField for a setting that is out of range or that
@@ -219,7 +248,7 @@ class Core:
                 return self._submit(Call(model, contract.MC_DRAWS, scalars, num_samples), inputs)
         raise InvalidField("signature", quote(signature), f"one of {choices(contract.SIGNATURES)}")
 
-    def _submit(self, call: Call, inputs: Arrays) -> asyncio.Future[Arrays]:
+    def _submit(self, call: Call, inputs: Arrays) -> asyncio.Future[Outputs]:
         answer = self.batcher.submit(call, inputs)
         self._shadow.follow(call, inputs, answer)
         return answer
@@ -235,7 +264,7 @@ class Core:
             reasons = [status.error for shelf in wanted for status in shelf.statuses.values()]
             raise StartError(reasons[0] if reasons else "there is no model to serve")
 
-    def _sample(self, model: Model, inputs: Arrays, num_samples: int, seed: int) -> asyncio.Future[Arrays]:
+    def _sample(self, model: Model, inputs: Arrays, num_samples: int, seed: int) -> asyncio.Future[Outputs]:
         self._check_rows(inputs, num_samples)
         if (num_samples, seed) == (model.manifest.num_samples, model.manifest.seed):
             # The same answer, faster: the artifact keeps the masks of its defaults.

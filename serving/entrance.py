@@ -1,33 +1,26 @@
-"""How many requests are inside at one time, and how long their bodies may take."""
+"""How many requests are inside at one time, how long their bodies may take, and which of them take long."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from typing import Any, Protocol
 
 from serving.errors import QueueFull
+from serving.overdue import Overdue
 from serving.settings import Settings
 
 # How often bodies that are being read are looked at, in seconds, at most.
 SWEEP_S = 1.0
-
-
-class Reader(Protocol):
-    """A request whose body is being read."""
-
-    is_late: bool
+# Work that takes longer, in seconds, is given up when its client goes away: the connection is watched from then on.
+LONG_WORK_S = 0.02
 
 
 class Entrance:
-    """One timer for all bodies: a timer for each would cost more, and keep every request's memory for as long."""
-
     def __init__(self, settings: Settings) -> None:
         self.max_body_bytes = settings.max_body_bytes
         self.body_timeout_s = settings.body_timeout_s
+        self.bodies = Overdue(settings.body_timeout_s, min(SWEEP_S, settings.body_timeout_s))
+        self.work = Overdue(LONG_WORK_S, LONG_WORK_S)
         self._places = settings.max_concurrency
-        self._reading: dict[Reader, tuple[asyncio.Task[Any] | None, float]] = {}
-        self._sweeper: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -45,26 +38,3 @@ class Entrance:
 
     def leave(self) -> None:
         self._places += 1
-
-    def begin_reading(self, reader: Reader) -> None:
-        """From now on the task is cancelled, and the reader told that it is late, when the time is over."""
-        self._reading[reader] = asyncio.current_task(self.loop), time.monotonic()
-        if self._sweeper is None:
-            self._plan_sweep()
-
-    def end_reading(self, reader: Reader) -> None:
-        del self._reading[reader]
-
-    def _plan_sweep(self) -> None:
-        wait = min(SWEEP_S, self.body_timeout_s)
-        self._sweeper = self.loop.call_later(wait, self._sweep)
-
-    def _sweep(self) -> None:
-        self._sweeper = None
-        latest = time.monotonic() - self.body_timeout_s
-        for reader, (task, begun) in self._reading.items():
-            if begun < latest and task is not None and not reader.is_late:
-                reader.is_late = True
-                task.cancel()
-        if self._reading:
-            self._plan_sweep()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from models.contract import MIN_NUM_SAMPLES
-from serving import answers
-from serving.core import Asked, Core
+from serving.core import Asked, Core, Drawn, Pending
 from serving.errors import InvalidField, InvalidRequest, choices, quote
 from serving.observer import Exchange
+from serving.outputs import Outputs
+from serving.prediction_sets import Coverage
 from serving.runtime import Model
 from serving.web import Request, Response, json_response, read_object
+
+Content = dict[str, Any]
 
 INSTANCES = "instances"
 PREDICT_FIELDS = (INSTANCES,)
@@ -38,29 +42,25 @@ class Native:
         work = self.uncertainty_content(read_object(body), body, request.exchange)
         return json_response(await request.outcome(work))
 
-    async def predict_content(
+    def predict_content(
         self, content: dict[str, Any], body: bytes | None = None, exchange: Exchange | None = None
-    ) -> dict[str, Any]:
+    ) -> Pending[Content]:
         """The answer to one `/predict` body: its content, and its bytes where it came as such."""
         _check_fields(content, PREDICT_FIELDS)
         model = self._model(body, exchange)
-        inputs = model.reader.read(content[INSTANCES])
-        arrays = await self._core.predict(model, inputs)
-        return {"model": _identity(model), "predictions": answers.predictions(model.manifest, arrays)}
+        arrays = self._core.predict(model, model.reader.read(content[INSTANCES]))
+        return Pending(arrays, partial(_prediction, model))
 
-    async def uncertainty_content(
+    def uncertainty_content(
         self, content: dict[str, Any], body: bytes | None = None, exchange: Exchange | None = None
-    ) -> dict[str, Any]:
+    ) -> Pending[Content]:
         """The answer to one `/uncertainty` body, likewise."""
         _check_fields(content, UNCERTAINTY_FIELDS)
         asked = read_asked(content, self._core.settings.max_num_samples)
         model = self._model(body, exchange)
         coverage = model.sets.at(asked.coverage)
-        inputs = model.reader.read(content[INSTANCES])
-        drawn = await self._core.draw(model, inputs, asked)
-        rows = answers.uncertainties(model.manifest, drawn.arrays, drawn.num_samples, drawn.converged, coverage)
-        answer = {"model": _identity(model), "seed": drawn.seed, "predictions": rows}
-        return {**answer, "warnings": coverage.warnings} if coverage.warnings else answer
+        drawn = self._core.draw(model, model.reader.read(content[INSTANCES]), asked)
+        return drawn.then(partial(_uncertainty, model, coverage))
 
     def _model(self, body: bytes | None, exchange: Exchange | None) -> Model:
         model = self._core.model(request=body)
@@ -109,6 +109,16 @@ def _number(content: dict[str, Any], name: str, above: float, below: float) -> f
         bounds = f"a number between {above:g} and {below:g}" if below < TOLERANCE_LIMIT else f"a number above {above:g}"
         raise InvalidField(name, quote(value), bounds)
     return float(value)
+
+
+def _prediction(model: Model, outputs: Outputs) -> Content:
+    return {"model": _identity(model), "predictions": model.writer.predictions(outputs)}
+
+
+def _uncertainty(model: Model, coverage: Coverage, drawn: Drawn) -> Content:
+    rows = model.writer.uncertainties(drawn.outputs, drawn.num_samples, drawn.converged, coverage)
+    answer = {"model": _identity(model), "seed": drawn.seed, "predictions": rows}
+    return {**answer, "warnings": coverage.warnings} if coverage.warnings else answer
 
 
 def _identity(model: Model) -> dict[str, str]:

@@ -7,6 +7,7 @@ Uncertainty is asked for by the request's parameters `signature`, `num_samples`,
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -109,7 +110,9 @@ class OpenInference:
         outputs = _requested_outputs(content, parameters)
         work = self._core.run(model, signature, inputs, num_samples, seed)
         # Draws may take long: they are given up when the client goes away.
-        arrays = await (work if signature == contract.SERVING_DEFAULT else request.outcome(work))
+        arrays: Mapping[str, np.ndarray] = await (
+            work if signature == contract.SERVING_DEFAULT else request.outcome(work)
+        )
         if coverage is not None:
             arrays = coverage.apply(arrays)
         shown = tensors.finite_outputs(arrays, list(outputs))

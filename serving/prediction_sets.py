@@ -8,6 +8,7 @@ here, by the same arithmetic in float32.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -26,7 +27,7 @@ from models.contract import (
     SignatureTensor,
 )
 
-Arrays = dict[str, np.ndarray]
+Arrays = Mapping[str, np.ndarray]
 
 NO_SCORES = "this model has no calibration rows to promise it by"
 
@@ -83,7 +84,7 @@ class Reach:
         self.thresholds = np.array(scores.thresholds(coverage), np.float32)
         self.warnings = self._warnings(coverage)
 
-    def apply(self, arrays: Arrays) -> Arrays:
+    def apply(self, arrays: Arrays) -> dict[str, np.ndarray]:
         """The output's set or interval, by tensor."""
         prefix = self.output.prefix
         if self.scores.kind == "interval":
@@ -141,7 +142,7 @@ class Coverage:
 
         What the signatures carry already, and is right, stays as it is.
         """
-        made: Arrays = {}
+        made: dict[str, np.ndarray] = {}
         for reach in self.outputs:
             name = PREDICTION_SET if reach.scores.kind != "interval" else INTERVAL_LOWER
             if not (self.is_own and f"{reach.output.prefix}{name}" in arrays):

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import Iterator
-from typing import Literal
+from functools import partial
+from typing import Any, cast
 
 import structlog
 import uvicorn
-from starlette.types import ASGIApp
 
-from serving.errors import StartError
+from serving.app import App
+from serving.direct import DirectProtocol
+from serving.listener import listen
 from serving.tls import Tls
 
 log = structlog.get_logger()
@@ -28,14 +29,15 @@ START_POLL_S = 0.01
 class RestPort:
     """All methods are called on the worker's event loop."""
 
-    def __init__(self, app: ASGIApp, host: str, port: int, tls: Tls | None = None, is_shared: bool = False) -> None:
+    def __init__(self, app: App, host: str, port: int, tls: Tls | None = None, is_shared: bool = False) -> None:
         """is_shared: whether other workers listen there too. Raises StartError where the port is taken."""
         self._place = f"{host}:{port}"
         self._socket = listen(host, port, "REST", is_shared)
+        direct = app.direct()
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http="httptools" if direct is None else cast(Any, partial(DirectProtocol, direct)),
                 lifespan="off",
                 log_config=None,
                 access_log=False,
@@ -66,22 +68,3 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def listen(host: str, port: int, protocol: Literal["REST", "gRPC"], is_shared: bool = False) -> socket.socket:
-    """A socket on this place; raises StartError where it is taken."""
-    try:
-        family, kind, number, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, number)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if is_shared:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind(place)
-    except UnicodeError as error:
-        raise StartError(f"DROPSERVE_HOST={host!r} is no host name ({error})") from error
-    except OSError as error:
-        raise StartError(
-            f"cannot listen on {host}:{port} for {protocol} ({error.strerror}); "
-            f"choose another DROPSERVE_{protocol.upper()}_PORT, or 0 for none"
-        ) from error
-    return listener

@@ -18,6 +18,7 @@ import numpy as np
 
 from models import contract
 from models.contract import ArtifactError, Manifest
+from serving.answers import AnswerWriter
 from serving.graph import Arrays, Graph, first_line
 from serving.instances import InstanceReader
 from serving.prediction_sets import PredictionSets, needed
@@ -104,6 +105,11 @@ class Model:
             own = f"{output.prefix}{contract.ABSTAIN}"
             names.append(own if own in tensors else f"{output.prefix}{needed(abstention)}")
         return tuple(names)
+
+    @cached_property
+    def writer(self) -> AnswerWriter:
+        """Arrays of outputs as answers."""
+        return AnswerWriter(self.manifest)
 
     @cached_property
     def sets(self) -> PredictionSets:

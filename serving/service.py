@@ -226,7 +226,7 @@ def _require_ports(settings: Settings) -> None:
 
     Raises StartError for a port that somebody chose; one that nobody chose is done without.
     """
-    from serving.rest_port import listen
+    from serving.listener import listen
 
     ports: list[tuple[str, Literal["REST", "gRPC"]]] = [("rest_port", "REST"), ("grpc_port", "gRPC")]
     for name, protocol in ports:

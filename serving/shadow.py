@@ -17,6 +17,7 @@ from serving.batcher import Batcher, Call
 from serving.errors import ServingError
 from serving.graph import Arrays
 from serving.metrics import Metrics
+from serving.outputs import Outputs
 from serving.registry import Registry
 from serving.runtime import Model
 
@@ -40,7 +41,7 @@ class Shadow:
         self._owed: dict[str, float] = {}
         self._open: set[asyncio.Task[None]] = set()
 
-    def follow(self, call: Call, inputs: Arrays, answer: asyncio.Future[Arrays]) -> None:
+    def follow(self, call: Call, inputs: Arrays, answer: asyncio.Future[Outputs]) -> None:
         """A request was queued: let the candidate answer it too, if there is one and it is this one's turn."""
         shelf = self._registry.shelves.get(call.model.name)
         if shelf is None or shelf.routing.shadow is None or call.model is not shelf.current:
@@ -72,7 +73,7 @@ class Shadow:
             task.cancel()
 
     async def _compare(
-        self, current: Model, candidate: Model, answer: asyncio.Future[Arrays], other: asyncio.Future[Arrays]
+        self, current: Model, candidate: Model, answer: asyncio.Future[Outputs], other: asyncio.Future[Outputs]
     ) -> None:
         await asyncio.wait({answer, other})
         if answer.cancelled() or other.cancelled() or answer.exception() is not None:

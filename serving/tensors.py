@@ -97,7 +97,7 @@ def instances(manifest: Manifest, values: Mapping[str, list[Any]]) -> list[Any]:
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-def finite_outputs(arrays: Arrays, names: Sequence[str] = ()) -> Arrays:
+def finite_outputs(arrays: Mapping[str, np.ndarray], names: Sequence[str] = ()) -> Arrays:
     """The outputs asked for by name, without names all; InvalidField for an unknown one, InvalidRequest as `finite`.
 
     The ends of an interval may be infinite: where there are too few draws, or calibration rows, to know them.

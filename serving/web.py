@@ -50,9 +50,6 @@ STATUS: dict[type[ServingError], int] = {
 
 Header = tuple[bytes, bytes]
 
-# Work that takes longer, in seconds, is given up when its client goes away: the connection is watched from then on.
-LONG_WORK_S = 0.02
-
 # The status of a request whose client went away, for logs: nobody reads it.
 GONE = "499"
 
@@ -86,14 +83,21 @@ class Response:
         self.content_type = content_type
         self.headers = headers
 
-    async def send(self, send: Send, more_headers: Iterable[Header] = (), with_body: bool = True) -> None:
+    def all_headers(self, exchange: Exchange) -> list[Header]:
+        """Those of the answer, and the names under which its request is known."""
         headers = [
             (b"content-type", self.content_type.encode()),
             (b"content-length", b"%d" % len(self.body)),
             *(_SECURITY if self.security is None else self.security),
             *self.headers,
-            *more_headers,
+            (b"x-request-id", exchange.request_id.encode()),
         ]
+        if exchange.traceparent is not None:
+            headers.append((b"traceparent", exchange.traceparent.encode()))
+        return headers
+
+    async def send(self, send: Send, exchange: Exchange, with_body: bool = True) -> None:
+        headers = self.all_headers(exchange)
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body if with_body else b""})
 
@@ -130,7 +134,7 @@ def error_response(error: Exception) -> Response:
 class Request:
     """One HTTP request."""
 
-    __slots__ = ("_entrance", "_receive", "exchange", "headers", "is_late", "method", "path", "scope")
+    __slots__ = ("_entrance", "_receive", "exchange", "headers", "method", "path", "scope")
 
     def __init__(self, scope: Scope, receive: Receive, entrance: Entrance) -> None:
         self.scope = scope
@@ -138,7 +142,6 @@ class Request:
         self.exchange: Exchange
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self.is_late = False
         self._entrance = entrance
         self._receive = receive
 
@@ -153,16 +156,16 @@ class Request:
         Raises BodyTooLarge once it is over the limit, BodyTimeout where it takes too long, ClientGone on a broken
         connection.
         """
-        self._entrance.begin_reading(self)
+        reading = _Reading(asyncio.current_task(self._entrance.loop))
+        self._entrance.bodies.begin(reading, reading.give_up)
         try:
             return await self._body(self._entrance.max_body_bytes)
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self.is_late and task is not None and task.uncancel() == 0:
+            if reading.is_late and reading.task is not None and reading.task.uncancel() == 0:
                 raise BodyTimeout(self._entrance.body_timeout_s) from None
             raise
         finally:
-            self._entrance.end_reading(self)
+            self._entrance.bodies.end(reading)
 
     async def _body(self, limit: int) -> bytes:
         message = await self._receive()
@@ -196,14 +199,13 @@ class Request:
     async def outcome(self, work: Awaitable[Outcome]) -> Outcome:
         """The result of work; where it is long and the client goes away first, it is given up and ClientGone raised.
 
-        The work runs in this task: short work, the usual, costs a timer and no second task.
+        The work runs in this task: short work, the usual, costs no second task.
         """
-        loop = self._entrance.loop
-        task = asyncio.current_task(loop)
+        task = asyncio.current_task(self._entrance.loop)
         if task is None:
             raise RuntimeError("a request is answered in a task")
         watch = _Watch(self._receive, task)
-        timer = loop.call_later(LONG_WORK_S, watch.begin)
+        self._entrance.work.begin(watch, watch.begin)
         try:
             return await work
         except asyncio.CancelledError:
@@ -211,8 +213,23 @@ class Request:
                 raise ClientGone from None
             raise
         finally:
-            timer.cancel()
+            self._entrance.work.end(watch)
             watch.end()
+
+
+class _Reading:
+    """A body that is being read by a task, which is cancelled when it takes too long."""
+
+    __slots__ = ("is_late", "task")
+
+    def __init__(self, task: asyncio.Task[Any] | None) -> None:
+        self.task = task
+        self.is_late = False
+
+    def give_up(self) -> None:
+        self.is_late = True
+        if self.task is not None:
+            self.task.cancel()
 
 
 class _Watch:

@@ -96,7 +96,7 @@ class AnswerColumns:
 
     def make(self, arrays: Arrays) -> list[pa.Array]:
         """One Arrow array [N] for each of `fields`."""
-        arrays = self._coverage.apply(arrays)
+        arrays = dict(self._coverage.apply(arrays))
         return [make(arrays) for _, make in self._columns]
 
     def check_free(self, columns: pa.Schema, place: str) -> None:

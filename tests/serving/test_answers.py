@@ -5,8 +5,9 @@ import orjson
 import pytest
 
 from models.contract import Calibration, Manifest, ModelOutput
-from serving import answers
+from serving.answers import AnswerWriter
 from serving.errors import InvalidRequest
+from serving.outputs import Outputs
 from serving.prediction_sets import PredictionSets
 from tests.serving.manifests import made_up_manifest
 
@@ -24,14 +25,16 @@ def test_answers_are_grouped_by_output_where_there_are_several():
         "kind_probabilities": np.array([[0.25, 0.75]], np.float32),
         "size_mean": np.array([[1.5, 2.5]], np.float32),
     }
-    written = orjson.loads(orjson.dumps(answers.predictions(several, arrays), option=orjson.OPT_SERIALIZE_NUMPY))
+    written = orjson.loads(
+        orjson.dumps(AnswerWriter(several).predictions(Outputs.whole(arrays)), option=orjson.OPT_SERIALIZE_NUMPY)
+    )
     assert written == [{"kind": {"label": "b", "probabilities": {"a": 0.25, "b": 0.75}}, "size": {"mean": [1.5, 2.5]}}]
 
 
 def test_what_a_regression_s_signatures_do_not_carry_is_absent():
     single = manifest(ModelOutput(name="y", task="regression", shape=[]))
     arrays = {name: np.array([1.0, 2.0], np.float32) for name in ("mean", "epistemic_std", "standard_error", "lower")}
-    rows = answers.uncertainties(single, arrays, np.array([5, 6]), np.array([True, False]), PredictionSets(single).at())
+    rows = AnswerWriter(single).uncertainties(Outputs.whole(arrays), [5, 6], [True, False], PredictionSets(single).at())
     assert [set(row) for row in rows] == [{"mean", "epistemic_std", "standard_error", "num_samples", "converged"}] * 2
     assert [(row["num_samples"], row["converged"]) for row in rows] == [(5, True), (6, False)]
 
@@ -40,7 +43,7 @@ def test_an_answer_that_is_no_number_is_refused_by_its_row():
     single = manifest(ModelOutput(name="y", task="classification", shape=[2]))
     arrays = {"probabilities": np.array([[0.5, 0.5], [np.nan, np.nan]], np.float32)}
     with pytest.raises(InvalidRequest, match="row 1: the network overflows"):
-        answers.predictions(single, arrays)
+        AnswerWriter(single).predictions(Outputs.whole(arrays))
 
 
 def test_sets_intervals_and_warnings_are_of_their_output_where_there_are_several():
@@ -62,7 +65,7 @@ def test_sets_intervals_and_warnings_are_of_their_output_where_there_are_several
     arrays |= {f"size_{name}": number for name in ("mean", "epistemic_std", "aleatoric_std", "std", "standard_error")}
     arrays |= {"kind_novelty": number}
     sets = PredictionSets(several)
-    [row] = answers.uncertainties(several, arrays, np.array([100]), np.array([True]), sets.at(0.8))
+    [row] = AnswerWriter(several).uncertainties(Outputs.whole(arrays), [100], [True], sets.at(0.8))
     assert row["kind"]["prediction_set"] == ["a"]
     assert row["kind"]["abstain"]
     assert row["kind"]["novelty"] == 1
@@ -70,6 +73,6 @@ def test_sets_intervals_and_warnings_are_of_their_output_where_there_are_several
     assert "abstain" not in row["size"]
     assert (row["num_samples"], row["converged"]) == (100, True)
     assert sets.at(0.8).warnings == ()
-    [row] = answers.uncertainties(several, arrays, np.array([100]), np.array([True]), sets.at())
+    [row] = AnswerWriter(several).uncertainties(Outputs.whole(arrays), [100], [True], sets.at())
     assert row["size"]["interval"] == {"lower": None, "upper": None, "coverage": 0.9}
     assert sets.at().warnings == ("size: coverage 0.9: 9 calibration rows wanted, there are 4; intervals have no ends",)

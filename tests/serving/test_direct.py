@@ -1,0 +1,253 @@
+"""Requests that the bare port answers without ASGI: the same answers as uvicorn's, whatever way their bytes come."""
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.process import bentoml_serve, free_port
+from tests.serving.versions import wait_for
+
+# Answers differ in them from request to request.
+OWN = {"date", "x-request-id", "traceparent"}
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def served(trained, tmp_path_factory, port):
+    settings: dict[str, Any] = {
+        "DROPSERVE_REST_PORT": str(port),
+        "DROPSERVE_MAX_ROW_DRAWS": str(10**9),
+        "DROPSERVE_MAX_QUEUE_ROW_DRAWS": str(10**10),
+    }
+    with bentoml_serve(trained.repository, tmp_path_factory.mktemp("direct") / "log", **settings) as server:
+        yield server
+
+
+class Connection:
+    """A client that writes its own bytes."""
+
+    def __init__(self, port: int, timeout: float = 60, buffer_bytes: int | None = None) -> None:
+        self.socket = socket.socket()
+        self.socket.settimeout(timeout)
+        if buffer_bytes is not None:
+            for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+                self.socket.setsockopt(socket.SOL_SOCKET, option, buffer_bytes)
+        self.socket.connect(("127.0.0.1", port))
+        self._answers = self.socket.makefile("rb")
+
+    def __enter__(self) -> "Connection":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._answers.close()
+        self.socket.close()
+
+    def send(self, content: bytes) -> None:
+        self.socket.sendall(content)
+
+    def read(self) -> tuple[int, dict[str, str], bytes]:
+        """The next answer: status, headers, body."""
+        status = int(self._answers.readline().split()[1])
+        lines = iter(lambda: self._answers.readline().decode().strip(), "")
+        headers = dict(line.split(": ", 1) for line in lines)
+        return status, headers, self._answers.read(int(headers["content-length"]))
+
+    def ask(self, content: bytes) -> tuple[int, dict[str, str], bytes]:
+        self.send(content)
+        return self.read()
+
+    def is_closed(self) -> bool:
+        return self._answers.read(1) == b""
+
+
+@pytest.fixture
+def connection(served, port):
+    with Connection(port) as opened:
+        yield opened
+
+
+def request(body: Any, path: str = "/predict", *, by_uvicorn: bool = False, headers: str = "") -> bytes:
+    """A request as bytes; with a query it is none of those that are answered directly."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    target = f"{path}?" if by_uvicorn else path
+    head = f"POST {target} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{headers}"
+    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
+
+
+BAD_BODIES = {
+    "nothing": b"",
+    "half of JSON": b'{"instances": [',
+    "not an object": b"[1]",
+    "an unknown field": b'{"instances": [[1]], "rows": 1}',
+    "no rows": b'{"instances": []}',
+    "a row of one": b'{"instances": [[1]]}',
+    "no UTF-8": b'{"instances": "\xff"}',
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/predict", {}),
+        ("/uncertainty", {}),
+        ("/uncertainty", {"num_samples": 30, "seed": 7, "coverage": 0.8}),
+        ("/uncertainty", {"tolerance": 0.01, "num_samples": 50, "max_samples": 3_000}),
+        ("/uncertainty", {"num_samples": 0}),
+        ("/predict", {"num_samples": 10}),
+    ],
+    ids=str,
+)
+def test_answers_are_uvicorn_s(connection, trained, path, fields):
+    body = {"instances": trained.instances[:3], **fields}
+    same = "X-Request-Id: abc\r\nTraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n"
+    for headers in ("", same):
+        direct = connection.ask(request(body, path, headers=headers))
+        by_uvicorn = connection.ask(request(body, path, headers=headers, by_uvicorn=True))
+        assert direct[0] == by_uvicorn[0]
+        assert direct[2] == by_uvicorn[2]
+        assert list(direct[1]) == list(by_uvicorn[1])
+        assert {name: direct[1][name] for name in direct[1].keys() - OWN} == {
+            name: by_uvicorn[1][name] for name in by_uvicorn[1].keys() - OWN
+        }
+        assert not headers or direct[1]["x-request-id"] == "abc"
+
+
+@pytest.mark.parametrize("body", BAD_BODIES.values(), ids=BAD_BODIES)
+def test_refusals_are_uvicorn_s(connection, body):
+    direct = connection.ask(request(body))
+    by_uvicorn = connection.ask(request(body, by_uvicorn=True))
+    assert direct[0] == by_uvicorn[0] == 400
+    assert direct[2] == by_uvicorn[2]
+
+
+def test_requests_of_every_kind_in_one_piece_are_answered_in_their_order(connection, trained):
+    rows = [{"instances": [row]} for row in trained.instances[:4]]
+    page = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    alone = [connection.ask(request(body))[2] for body in rows]
+    connection.send(
+        request(rows[0])
+        + request(b"{")
+        + request(rows[1], "/uncertainty")
+        + request(rows[1])
+        + page
+        + request(rows[2])
+        + request(rows[3])
+    )
+    found = [connection.read() for _ in range(7)]
+    assert [status for status, _, _ in found] == [200, 400, 200, 200, 200, 200, 200]
+    assert [found[place][2] for place in (0, 3, 5, 6)] == alone
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.02, 0.2], ids=["at once", "soon", "late"])
+def test_a_request_may_come_in_pieces(connection, trained, pause_s):
+    connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    content = request({"instances": trained.instances[:1]})
+    whole = connection.ask(content)
+    size = 20 if pause_s == 0 else 150
+    for start in range(0, len(content), size):
+        connection.send(content[start : start + size])
+        time.sleep(pause_s)
+    assert connection.read()[2] == whole[2]
+
+
+def test_a_long_body_is_answered_too(connection, trained):
+    body = {"instances": trained.instances}
+    content = request(body)
+    assert len(content) > 2**16
+    answer = json.loads(connection.ask(content)[2])
+    assert len(answer["predictions"]) == len(trained.instances)
+    one = json.loads(connection.ask(request({"instances": trained.instances[:1]}))[2])
+    assert one["predictions"] == answer["predictions"][:1]
+
+
+def test_many_bad_requests_in_one_piece_are_refused_one_by_one(connection, trained):
+    """More than there may be calls inside of one another."""
+    connection.send(request(b"{") * 5_000 + request({"instances": trained.instances[:1]}))
+    assert [connection.read()[0] for _ in range(5_001)] == [400] * 5_000 + [200]
+
+
+def test_a_client_that_asks_and_never_reads_is_held_up(served, port, trained):
+    content = request({"instances": trained.instances[:20], "num_samples": 2}, "/uncertainty")
+    asked = 0
+    with Connection(port, timeout=2, buffer_bytes=2**14) as connection:
+        with contextlib.suppress(TimeoutError):
+            while asked < 50_000:
+                connection.send(content)
+                asked += 1
+        # Long before the end: its answers and requests fill the buffers between both, and no more.
+        assert 0 < asked < 50_000
+        answer = httpx.post(f"http://127.0.0.1:{port}/predict", json={"instances": trained.instances[:1]}, timeout=60)
+        assert answer.status_code == 200
+        connection.socket.settimeout(60)
+        assert connection.read()[0] == 200
+
+
+@pytest.mark.parametrize("is_plain", [True, False], ids=["plain", "with a header that ends it"])
+def test_a_connection_is_kept_unless_it_is_to_be_closed(connection, trained, is_plain):
+    content = request({"instances": trained.instances[:1]}, headers="" if is_plain else "Connection: close\r\n")
+    status, headers, _ = connection.ask(content)
+    assert status == 200
+    if is_plain:
+        assert "connection" not in headers
+        assert connection.ask(content)[0] == 200
+    else:
+        assert headers["connection"] == "close"
+        assert connection.is_closed()
+
+
+def test_a_length_said_twice_is_refused(connection):
+    assert connection.ask(request(b"{}", headers="Content-Length: 5\r\n"))[0] == 400
+
+
+def test_work_is_given_up_when_its_client_goes_away(served, port, trained):
+    body = {"instances": trained.instances[:30], "num_samples": 10_000, "seed": 1}
+    content = request(body, "/uncertainty")
+    assert len(content) < 2**16
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(40):
+        with Connection(port) as leaving:
+            leaving.send(content)
+            time.sleep(0.01)
+    begun = time.monotonic()
+    short = {"instances": trained.instances[:1], "num_samples": 2_000}
+    assert httpx.post(f"{url}/uncertainty", json=short, timeout=60).status_code == 200
+    alone = time.monotonic()
+    assert httpx.post(f"{url}/uncertainty", json=body, timeout=60).status_code == 200
+    assert alone - begun < 10 * (time.monotonic() - alone), "the forty that left were computed first"
+    wait_for(lambda: 'code="499"' in httpx.get(f"{url}/metrics").text, "requests whose clients went away")
+    wait_for(lambda: "dropserve_open_requests 0" in httpx.get(f"{url}/metrics").text, "an empty queue")
+
+
+def test_many_connections_at_once_get_their_own_answers(served, port, trained):
+    rows = [{"instances": [row]} for row in trained.instances[:40]]
+    with Connection(port) as connection:
+        alone = [connection.ask(request(body, "/uncertainty"))[2] for body in rows]
+    answers: list[tuple[int, bytes]] = []
+
+    def user(first: int) -> None:
+        with Connection(port) as connection:
+            for step in range(60):
+                place = (first + step * 7) % len(rows)
+                answers.append((place, connection.ask(request(rows[place], "/uncertainty"))[2]))
+
+    users = [threading.Thread(target=user, args=(first,)) for first in range(12)]
+    for thread in users:
+        thread.start()
+    for thread in users:
+        thread.join()
+    assert len(answers) == 12 * 60
+    for place, answer in answers:
+        [row], [expected] = (json.loads(content)["predictions"] for content in (answer, alone[place]))
+        assert row["label"] == expected["label"]
+        assert row["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-6)
+        assert row["mutual_information"] == pytest.approx(expected["mutual_information"], abs=1e-6)
