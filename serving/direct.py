@@ -165,9 +165,7 @@ class DirectProtocol(asyncio.Protocol):
         if self._exchange is None and self._is_writable:
             self._read(data)
             return
-        self._held = data
-        if len(data) > LONGEST:
-            self._transport.pause_reading()
+        self._hold(data)
 
     def pause_writing(self) -> None:
         self._is_writable = False
@@ -204,8 +202,16 @@ class DirectProtocol(asyncio.Protocol):
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
-        self._held = data[stop:]
+        self._hold(data[stop:])
         self._begin(head, data[end:stop])
+
+    def _hold(self, data: bytes) -> None:
+        """Keep what comes after the request that is being answered; with enough of it there, the client waits."""
+        self._held = data
+        if len(data) > LONGEST:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
 
     def _wait(self, data: bytes, wanted: int = 0) -> None:
         self._held = data
@@ -279,7 +285,6 @@ class DirectProtocol(asyncio.Protocol):
         if self._exchange is not None or not self._is_writable or not self._held:
             return
         if not self._ends and not self._transport.is_closing():
-            self._transport.resume_reading()
             self._read(self._held)
 
     # The connection.
@@ -292,6 +297,7 @@ class DirectProtocol(asyncio.Protocol):
         self._let_go()
         protocol = HttpToolsProtocol(self._config, self._state, self._app_state, self._loop)
         self._transport.set_protocol(protocol)
+        self._transport.resume_reading()
         protocol.connection_made(self._transport)
         protocol.data_received(data)
 
