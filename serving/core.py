@@ -162,11 +162,11 @@ class Core:
         name: str | None = None,
         version: int | str | None = None,
         label: str | None = None,
-        request: bytes | None = None,
+        request: bytes | Callable[[], bytes] | None = None,
     ) -> Model:
         """The model that answers: the default one without a name, the current version without a version or a label.
 
-        request: the body, by which a canary's share of the requests is chosen.
+        request: the body, or what makes it, by which a canary's share of the requests is chosen.
         Raises NotFound, or LabelNotFound, which is the caller's mistake.
         """
         if isinstance(version, str):

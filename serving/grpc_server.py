@@ -6,6 +6,7 @@ SavedModel. The one place where errors become gRPC status codes.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import math
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,7 +19,7 @@ import structlog
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from tensorflow.core.example.example_pb2 import Example
 from tensorflow.core.framework import types_pb2
 from tensorflow.core.framework.tensor_pb2 import TensorProto
@@ -49,12 +50,13 @@ from serving.errors import (
     InvalidRequest,
     ModelFailed,
     ServingError,
-    StartError,
     Unavailable,
     VersionNotFound,
     quote,
 )
 from serving.graph import Arrays
+from serving.grpc_protocol import Server
+from serving.listener import listen
 from serving.observer import Exchange
 from serving.runtime import Model
 from serving.tls import Tls
@@ -71,6 +73,7 @@ _DESCRIBED = (
 SERVICES = tuple(service.full_name for service in _DESCRIBED)
 CLASSIFY = "tensorflow/serving/classify"
 REGRESS = "tensorflow/serving/regress"
+FAREWELL_S = 0.05
 SIGNATURE_DEF = "signature_def"
 _State = get_model_status_pb2.ModelVersionStatus.State
 
@@ -101,6 +104,10 @@ _TYPES = {
     types_pb2.DT_STRING: ("string", "string_val"),
 }
 _ENUMS = {name: (enum, values) for enum, (name, values) in _TYPES.items()}
+# The lists whose bytes are a little-endian array's, with the tag of the packed field: no number goes through Python.
+_FIXED_SIZE = {
+    name: bytes([TensorProto.DESCRIPTOR.fields_by_name[name].number << 3 | 2]) for name in ("float_val", "double_val")
+}
 
 
 def _refusing(handler: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any, Any], Awaitable[Any]]:
@@ -241,7 +248,7 @@ class Services(prediction_service_pb2_grpc.PredictionServiceServicer, model_serv
         if not spec.name:
             raise InvalidField("model_spec.name", "nothing", "a model's name")
         version = spec.version.value if spec.HasField("version") else None
-        raw = None if request is None else request.SerializeToString(deterministic=True)
+        raw = None if request is None else functools.partial(request.SerializeToString, deterministic=True)
         model = self._core.model(spec.name, version, spec.version_label or None, raw)
         _exchange.get().model = model
         return model
@@ -294,57 +301,44 @@ class Services(prediction_service_pb2_grpc.PredictionServiceServicer, model_serv
 
 
 class GrpcServer:
-    """Both services on one port. All methods are called on the worker's event loop."""
+    """Both services on one port, with health and reflection. All methods are called on the worker's event loop."""
 
     def __init__(self, core: Core, is_shared: bool = False) -> None:
-        """is_shared: whether other workers listen there too."""
+        """is_shared: whether other workers listen there too. Raises StartError where the port is taken."""
         settings = core.settings
         self._place = f"{settings.host}:{settings.grpc_port}"
+        self._socket = listen(settings.host, settings.grpc_port, "gRPC", is_shared)
         self._tls = Tls.choose(settings)
         # What is running gets as long as any request may take.
         self._grace_s = settings.deadline_ms / 1000
-        self._server = grpc.aio.server(
-            # The next one is refused: RESOURCE_EXHAUSTED.
-            maximum_concurrent_rpcs=settings.max_concurrency,
-            options=[
-                ("grpc.max_receive_message_length", settings.max_body_bytes),
-                ("grpc.max_send_message_length", -1),
-                # Otherwise a second server on the same port would take half of the first one's connections.
-                ("grpc.so_reuseport", int(is_shared)),
-            ],
-        )
+        self._server = Server(settings.max_body_bytes, settings.max_concurrency, settings.body_timeout_s)
         services = Services(core)
-        self._server.add_generic_rpc_handlers([_handlers(services, service) for service in _DESCRIBED])
+        for service in _DESCRIBED:
+            self._server.add_registered_method_handlers(service.full_name, _handlers(services, service))
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+            reflection.aio.ReflectionServicer([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]), self._server
+        )
 
     async def start(self) -> None:
-        """Listen; raises StartError where the port is taken."""
-        try:
-            if self._tls is None:
-                self._server.add_insecure_port(self._place)
-            else:
-                self._server.add_secure_port(self._place, _credentials(self._tls))
-        except RuntimeError as error:
-            raise StartError(
-                f"cannot listen on {self._place} for gRPC; choose another DROPSERVE_GRPC_PORT, or 0 for none"
-            ) from error
         for service in SERVICES:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
-        await self._server.start()
+        await self._server.start(self._socket, None if self._tls is None else self._tls.context(["h2"]))
         log.info("gRPC", address=self._place)
 
     async def stop(self) -> None:
         """Say so to health checks, refuse new calls, and wait for those that are running."""
         await self._health.enter_graceful_shutdown()
+        # Whoever watches is told before the streams end.
+        await asyncio.sleep(FAREWELL_S)
         await self._server.stop(self._grace_s)
 
 
-def _handlers(services: Services, service: Any) -> Any:
+def _handlers(services: Services, service: Any) -> dict[str, Any]:
     """The methods of one service, as the generated code would register them, but for messages that cannot be decoded.
 
-    gRPC would answer UNKNOWN to those and log a traceback; the handler is given the DecodeError, and refuses.
+    The handler is given the DecodeError, and refuses.
     """
 
     def decoder(kind: Any) -> Callable[[bytes], Any]:
@@ -356,23 +350,14 @@ def _handlers(services: Services, service: Any) -> Any:
 
         return decode
 
-    return grpc.method_handlers_generic_handler(
-        service.full_name,
-        {
-            method.name: grpc.unary_unary_rpc_method_handler(
-                getattr(services, method.name),
-                request_deserializer=decoder(GetMessageClass(method.input_type)),
-                response_serializer=GetMessageClass(method.output_type).SerializeToString,
-            )
-            for method in service.methods
-        },
-    )
-
-
-def _credentials(tls: Tls) -> Any:
-    authority = None if tls.client_authority is None else tls.client_authority.read_bytes()
-    pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
-    return grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)
+    return {
+        method.name: grpc.unary_unary_rpc_method_handler(
+            getattr(services, method.name),
+            request_deserializer=decoder(GetMessageClass(method.input_type)),
+            response_serializer=GetMessageClass(method.output_type).SerializeToString,
+        )
+        for method in service.methods
+    }
 
 
 def _signature(model: Model, spec: Any) -> str:
@@ -477,10 +462,27 @@ def _tensor(array: np.ndarray) -> TensorProto:
     """In the typed list, as TensorFlow Serving does unless it is told otherwise."""
     enum, values_name = _ENUMS[array.dtype.name]
     shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in array.shape])
+    field = _FIXED_SIZE.get(values_name)
+    if field is not None:
+        content = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        tensor = TensorProto.FromString(field + _varint(len(content)) + content)
+        tensor.dtype = enum
+        tensor.tensor_shape.CopyFrom(shape)
+        return tensor
     flat = array.reshape(-1)
     if values_name == "half_val":
         flat = flat.view(np.uint16)
     return TensorProto(dtype=enum, tensor_shape=shape, **{values_name: flat.tolist()})
+
+
+def _varint(number: int) -> bytes:
+    """Protocol buffers' encoding of a length."""
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    found.append(number)
+    return bytes(found)
 
 
 # Examples.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -53,7 +54,7 @@ class Shelf:
         version = self.routing.pin if self.routing.pin in self.loaded else max(settled, default=None)
         self.current = None if version is None else self.loaded[version]
 
-    def choose(self, request: bytes | None) -> Model | None:
+    def choose(self, request: bytes | Callable[[], bytes] | None) -> Model | None:
         """The model for a request that names no version.
 
         request: its body, which decides whether it is among the canary's share; a retry decides the same.
@@ -61,6 +62,8 @@ class Shelf:
         canary = self.routing.canary
         if canary is None or request is None or canary.version not in self.loaded:
             return self.current
+        if callable(request):
+            request = request()
         return self.loaded[canary.version] if zlib.crc32(request) / 2**32 < canary.share else self.current
 
 
@@ -82,11 +85,11 @@ class Registry:
         name: str | None = None,
         version: int | None = None,
         label: str | None = None,
-        request: bytes | None = None,
+        request: bytes | Callable[[], bytes] | None = None,
     ) -> Model:
         """The model that answers; raises NotFound, or LabelNotFound, which is the caller's mistake.
 
-        request: the body, by which a canary's share of the requests is chosen.
+        request: the body, or what makes it, by which a canary's share of the requests is chosen.
         """
         shelf = self.shelf(self._default_name() if name is None else name)
         if label is not None:

@@ -36,17 +36,25 @@ class Tls:
             return None
         tls = cls(settings.tls_certfile, settings.tls_keyfile, settings.tls_client_ca)
         try:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            # A password would be asked for on a terminal that a server does not have.
-            context.load_cert_chain(tls.certificate, tls.key, password="")
-            if tls.client_authority is not None:
-                context.load_verify_locations(tls.client_authority)
+            tls.context([])
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             files = ", ".join(str(path) for path in (tls.certificate, tls.key, tls.client_authority) if path)
             raise StartError(
                 f"TLS: {files} cannot be used ({error}); wanted a certificate and its key, PEM without a password"
             ) from error
         return tls
+
+    def context(self, protocols: list[str]) -> ssl.SSLContext:
+        """What asyncio wants. protocols: that clients may choose from (ALPN)."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        # A password would be asked for on a terminal that a server does not have.
+        context.load_cert_chain(self.certificate, self.key, password="")
+        if self.client_authority is not None:
+            context.load_verify_locations(self.client_authority)
+            context.verify_mode = ssl.CERT_REQUIRED
+        if protocols:
+            context.set_alpn_protocols(protocols)
+        return context
 
     def bentoml(self) -> dict[str, Any]:
         """BentoML's `ssl` options."""

@@ -339,6 +339,6 @@ def test_a_port_that_is_taken_ends_the_start_with_one_line(stubs, trained):
     assert ran.returncode == 2, ran.stdout + ran.stderr
     lines = [line for line in ran.stderr.splitlines() if line.startswith("dropserve cannot start: ")]
     assert lines == [
-        f"dropserve cannot start: cannot listen on 127.0.0.1:{port} for gRPC; "
+        f"dropserve cannot start: cannot listen on 127.0.0.1:{port} for gRPC (Address already in use); "
         "choose another DROPSERVE_GRPC_PORT, or 0 for none"
     ]

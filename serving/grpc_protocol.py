@@ -1,0 +1,627 @@
+"""gRPC over HTTP/2 on the worker's event loop: what the gRPC port's speed comes from.
+
+grpcio's own server hands calls to the event loop one by one, from a thread of its own, so that no two of them are ever
+there to share a batch. Here a call is bytes of a connection like any other: all that came in one turn of the loop are
+one batch. HTTP/2 itself is h2's work, and services are registered by the code that grpcio generates.
+Source: gRPC's PROTOCOL-HTTP2.md; RFC 9113.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import ssl
+import string
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from socket import socket
+from typing import Any, Protocol, cast
+from urllib.parse import quote
+
+import grpc
+import structlog
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    Event,
+    RemoteSettingsChanged,
+    RequestReceived,
+    StreamEnded,
+    StreamReset,
+    WindowUpdated,
+)
+from h2.exceptions import ProtocolError, StreamClosedError
+from h2.settings import SettingCodes
+from hpack import NeverIndexedHeaderTuple
+
+from serving.overdue import Overdue
+
+log = structlog.get_logger()
+
+# Bytes that a client may send before it hears back, of one call and of a whole connection.
+STREAM_WINDOW = 2**20
+CONNECTION_WINDOW = 2**24
+# The longest frame that a client may send: a message of many rows comes in few of them.
+FRAME_BYTES = 2**18
+# A connection may open as many calls as it likes: those over the server's limit are refused one by one.
+OPEN_STREAMS = 2**20
+# Messages of a stream that wait for their turn, at most.
+WAITING_MESSAGES = 100
+# Bytes of a stream's answers that the client has not made room for, at most.
+UNREAD_BYTES = 2**20
+# The longest deadline that is kept, in seconds: a later one is none.
+LONGEST_TIMEOUT_S = 86_400.0
+BACKLOG = 1024
+SWEEP_S = 1.0
+
+_PREFIX_BYTES = 5
+_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
+_CONTENT_TYPE = re.compile(rb"application/grpc(?:[+;].*)?")
+# zlib's window sizes of the two formats.
+_COMPRESSIONS = {b"gzip": 31, b"deflate": 15}
+_READABLE = "".join(sorted(set(string.printable) - set(string.whitespace) - {"%"})) + " "
+# Headers that are gRPC's own and no metadata of the caller's.
+_OWN_HEADERS = frozenset((b"te", b"content-type", b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding"))
+
+_BEGINNING = [
+    (b":status", b"200"),
+    (b"content-type", b"application/grpc"),
+    (b"grpc-accept-encoding", b"identity, deflate, gzip"),
+]
+_OK = (b"grpc-status", b"0")
+
+Metadata = Iterable[tuple[str, str]]
+
+
+class Handler(Protocol):
+    """A method as grpcio's generated code registers it."""
+
+    request_streaming: bool
+    response_streaming: bool
+    request_deserializer: Callable[[bytes], Any]
+    response_serializer: Callable[[Any], bytes]
+    unary_unary: Callable[[Any, Context], Any]
+    unary_stream: Callable[[Any, Context], Any]
+    stream_unary: Callable[[Any, Context], Any]
+    stream_stream: Callable[[Any, Context], Any]
+
+
+class _Ended(Exception):
+    """A call ends with this status."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__(details)
+        self.code = code
+        self.details = details
+
+
+class Context:
+    """What a handler knows of its call: what is used of `grpc.aio.ServicerContext`."""
+
+    def __init__(self, call: _Call) -> None:
+        self._call = call
+
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        """What the caller says of itself and of its call; binary values are left out."""
+        return [
+            (name.decode("latin-1"), value.decode("latin-1"))
+            for name, value in self._call.headers.items()
+            if name not in _OWN_HEADERS and not name.startswith(b":") and not name.endswith(b"-bin")
+        ]
+
+    def set_trailing_metadata(self, metadata: Metadata) -> None:
+        # Values that differ from call to call have no place in HPACK's table.
+        self._call.trailing = [
+            NeverIndexedHeaderTuple(name.encode("latin-1"), value.encode("latin-1")) for name, value in metadata
+        ]
+
+    async def abort(self, code: grpc.StatusCode, details: str = "") -> None:
+        raise _Ended(code, details)
+
+    async def write(self, message: Any) -> None:
+        """One message of a stream, handed to the connection."""
+        self._call.write(message)
+
+
+class _Call:
+    """One stream of a connection."""
+
+    def __init__(self, connection: Connection, stream: int, headers: dict[bytes, bytes]) -> None:
+        self.connection = connection
+        self.stream = stream
+        self.headers = headers
+        self.trailing: list[NeverIndexedHeaderTuple] = []
+        self.method: Handler | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.deadline: asyncio.TimerHandle | None = None
+        # Whether the caller has said all.
+        self.is_whole = False
+        self.has_begun = False
+        # The answer's bytes that flow control has not let through, and the trailers that follow.
+        self.outgoing = b""
+        self.trailers: list[tuple[bytes, bytes]] | None = None
+        self._received = bytearray()
+        self._messages: list[bytes] = []
+        # Where the request is a stream: the same messages as they come, and None at their end.
+        self._stream: asyncio.Queue[bytes | None] | None = None
+
+    def start(self, method: Handler) -> None:
+        self.method = method
+        if method.request_streaming:
+            self._stream = asyncio.Queue(WAITING_MESSAGES + 1)
+
+    def receive(self, data: bytes, max_bytes: int) -> None:
+        """Raises _Ended for a message that is too long, or not to be had as it is compressed."""
+        received = self._received
+        received += data
+        while len(received) >= _PREFIX_BYTES:
+            length = int.from_bytes(received[1:_PREFIX_BYTES], "big")
+            if length > max_bytes:
+                raise _too_long(length, max_bytes)
+            end = _PREFIX_BYTES + length
+            if len(received) < end:
+                return
+            message = bytes(memoryview(received)[_PREFIX_BYTES:end])
+            if received[0]:
+                message = _decompressed(message, self.headers.get(b"grpc-encoding", b"identity"), max_bytes)
+            if len(received) == end:
+                received.clear()
+            else:
+                del received[:end]
+            if self._stream is None:
+                if self._messages:
+                    raise _Ended(grpc.StatusCode.INTERNAL, "a second message, wanted one")
+                self._messages.append(message)
+            elif self._stream.qsize() < WAITING_MESSAGES:
+                self._stream.put_nowait(message)
+            else:
+                raise _Ended(grpc.StatusCode.RESOURCE_EXHAUSTED, f"more than {WAITING_MESSAGES} messages wait")
+
+    def complete(self) -> None:
+        """The caller has said all; raises _Ended where that is less or more than it should be."""
+        self.is_whole = True
+        if self._received:
+            raise _Ended(grpc.StatusCode.INTERNAL, f"the last message ends after {len(self._received)} bytes")
+        if self._stream is not None:
+            self._stream.put_nowait(None)
+        elif not self._messages:
+            raise _Ended(grpc.StatusCode.INTERNAL, "no message, wanted one")
+
+    async def run(self) -> None:
+        """The handler's work, and its end."""
+        method = self.method
+        assert method is not None
+        context = Context(self)
+        try:
+            if self._stream is not None:
+                given: Any = self._requests(method, self._stream)
+                handle = method.stream_stream if method.response_streaming else method.stream_unary
+            else:
+                given = method.request_deserializer(self._messages.pop())
+                handle = method.unary_stream if method.response_streaming else method.unary_unary
+            if not method.response_streaming:
+                answer = method.response_serializer(await handle(given, context))
+                self.connection.end(self, grpc.StatusCode.OK, "", _message(answer))
+                return
+            answers = handle(given, context)
+            if isinstance(answers, AsyncIterator):
+                async for answer in answers:
+                    self.write(answer)
+            else:
+                await answers
+            self.connection.end(self, grpc.StatusCode.OK, "")
+        except _Ended as end:
+            self.connection.end(self, end.code, end.details)
+        except asyncio.CancelledError:
+            self.connection.end(self, grpc.StatusCode.CANCELLED, "")
+            raise
+        except Exception as error:  # a defect of ours
+            log.error("unexpected error", exc_info=error)
+            self.connection.end(self, grpc.StatusCode.UNKNOWN, "unexpected error; the cause is in the server's log")
+
+    def write(self, message: Any) -> None:
+        assert self.method is not None
+        self.connection.write(self, _message(self.method.response_serializer(message)))
+
+    async def _requests(self, method: Handler, stream: asyncio.Queue[bytes | None]) -> AsyncIterator[Any]:
+        while (message := await stream.get()) is not None:
+            yield method.request_deserializer(message)
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection, with all its calls."""
+
+    _transport: asyncio.Transport
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._calls: dict[int, _Call] = {}
+        self._http = H2Connection(
+            H2Configuration(
+                client_side=False,
+                header_encoding=None,
+                # What is sent is ours, and right. What comes goes no further, and is looked at here where it counts.
+                validate_outbound_headers=False,
+                normalize_outbound_headers=False,
+                validate_inbound_headers=False,
+                normalize_inbound_headers=False,
+            )
+        )
+        self._handlers: dict[type[Event], Callable[[Any], None]] = {
+            RequestReceived: self._on_request,
+            DataReceived: self._on_data,
+            StreamEnded: self._on_end,
+            StreamReset: self._on_reset,
+            WindowUpdated: self._on_window,
+            RemoteSettingsChanged: self._on_settings,
+            ConnectionTerminated: self._on_farewell,
+        }
+        self._is_reading = False
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._server.connections.add(self)
+        self._server.slow.begin(self, self._transport.close)
+        self._http.initiate_connection()
+        self._http.update_settings(
+            {
+                SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+                SettingCodes.MAX_FRAME_SIZE: FRAME_BYTES,
+                SettingCodes.MAX_CONCURRENT_STREAMS: OPEN_STREAMS,
+            }
+        )
+        self._http.increment_flow_control_window(CONNECTION_WINDOW)
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        self._is_reading = True
+        is_broken = False
+        try:
+            for event in self._http.receive_data(data):
+                handler = self._handlers.get(type(event))
+                if handler is not None:
+                    handler(event)
+        except ProtocolError:
+            # h2 has what the client did wrong ready to be sent.
+            is_broken = True
+        finally:
+            self._is_reading = False
+        self._flush()
+        if is_broken:
+            self._transport.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._server.connections.discard(self)
+        self._server.slow.end(self)
+        for call in list(self._calls.values()):
+            self._give_up(call)
+
+    def pause_writing(self) -> None:
+        # Whoever does not read its answers gets no more of them.
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._transport.resume_reading()
+
+    # What a call's handler calls.
+
+    def write(self, call: _Call, message: bytes) -> None:
+        """More of an answer."""
+        if call.stream not in self._calls:
+            return
+        call.outgoing += message
+        self._pump(call)
+        if len(call.outgoing) > UNREAD_BYTES and call.trailers is None:
+            self._reset(call)
+        self._flush()
+
+    def end(self, call: _Call, code: grpc.StatusCode, details: str, message: bytes = b"") -> None:
+        """The rest of an answer, with its status: for one that has ended, nothing happens."""
+        if call.stream not in self._calls or call.trailers is not None:
+            return
+        trailers = [_OK] if code is grpc.StatusCode.OK else _status(code, details)
+        call.trailers = [*trailers, *call.trailing]
+        call.outgoing += message
+        self._pump(call)
+        self._flush()
+
+    # What the server calls.
+
+    def stop(self) -> None:
+        """Take no more calls, and close when the last one has ended. Streams, which may last for ever, end at once."""
+        for call in list(self._calls.values()):
+            if call.method is not None and call.method.response_streaming:
+                self._end_early(call, grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+        self._close_if_done()
+
+    def cut(self) -> None:
+        """Close, whatever is running."""
+        for call in list(self._calls.values()):
+            self._end_early(call, grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+        self._transport.close()
+
+    # What the client does.
+
+    def _on_request(self, event: RequestReceived) -> None:
+        server, stream = self._server, event.stream_id
+        assert stream is not None
+        server.slow.end(self)
+        headers: dict[bytes, bytes] = dict(cast(Any, event.headers))
+        is_post = headers.get(b":method") == b"POST"
+        if not is_post or _CONTENT_TYPE.fullmatch(headers.get(b"content-type", b"")) is None:
+            status = b"415" if is_post else b"405"
+            with contextlib.suppress(ProtocolError):
+                self._http.send_headers(stream, [(b":status", status)], end_stream=True)
+                if event.stream_ended is None:
+                    self._stop_reading(stream)
+            return
+        call = _Call(self, stream, headers)
+        call.is_whole = event.stream_ended is not None
+        self._calls[stream] = call
+        server.open_calls += 1
+        try:
+            method = server.method(headers.get(b":path", b""))
+            timeout_s = _timeout_s(headers.get(b"grpc-timeout"))
+        except _Ended as end:
+            self.end(call, end.code, end.details)
+            return
+        if timeout_s is not None:
+            call.deadline = server.loop.call_later(timeout_s, self._expire, call)
+        call.start(method)
+        if method.request_streaming:
+            self._run(call)
+        else:
+            server.slow.begin(call, lambda: self._expire_slow(call))
+
+    def _on_data(self, event: DataReceived) -> None:
+        assert event.stream_id is not None
+        if event.flow_controlled_length:
+            self._http.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+        call = self._calls.get(event.stream_id)
+        if call is None or call.trailers is not None or event.data is None:
+            return
+        try:
+            call.receive(event.data, self._server.max_message_bytes)
+        except _Ended as end:
+            self._end_early(call, end.code, end.details)
+
+    def _on_end(self, event: StreamEnded) -> None:
+        call = self._calls.get(event.stream_id)
+        if call is None:
+            return
+        self._server.slow.end(call)
+        try:
+            call.complete()
+        except _Ended as end:
+            self._end_early(call, end.code, end.details)
+            return
+        if call.task is None and call.trailers is None:
+            self._run(call)
+
+    def _on_reset(self, event: StreamReset) -> None:
+        call = self._calls.get(event.stream_id)
+        if call is not None:
+            self._give_up(call)
+
+    def _on_window(self, event: WindowUpdated) -> None:
+        if event.stream_id:
+            call = self._calls.get(event.stream_id)
+            if call is not None and call.outgoing:
+                self._pump(call)
+        else:
+            self._pump_all()
+
+    def _on_settings(self, event: RemoteSettingsChanged) -> None:
+        self._pump_all()
+
+    def _on_farewell(self, event: ConnectionTerminated) -> None:
+        # h2 sends nothing more after it: the calls that are still running have nobody to answer to.
+        self._transport.close()
+
+    # A call's way.
+
+    def _run(self, call: _Call) -> None:
+        call.task = self._server.loop.create_task(call.run())
+
+    def _expire(self, call: _Call) -> None:
+        self._end_early(call, grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+
+    def _expire_slow(self, call: _Call) -> None:
+        waited_s = self._server.patience_s
+        self._end_early(call, grpc.StatusCode.DEADLINE_EXCEEDED, f"the request was not whole after {waited_s:g} s")
+
+    def _end_early(self, call: _Call, code: grpc.StatusCode, details: str) -> None:
+        """Answer before the handler does, which is cancelled."""
+        self.end(call, code, details)
+        if call.task is not None:
+            call.task.cancel()
+
+    def _reset(self, call: _Call) -> None:
+        """The client does not read its answer."""
+        with contextlib.suppress(ProtocolError):
+            self._http.reset_stream(call.stream, ErrorCodes.CANCEL)
+        self._give_up(call)
+        self._flush()
+
+    def _give_up(self, call: _Call) -> None:
+        """Nobody waits for it any more."""
+        self._forget(call)
+        if call.task is not None:
+            call.task.cancel()
+
+    def _pump(self, call: _Call) -> None:
+        """Send as much of an answer as the client's windows allow."""
+        try:
+            self._send(call)
+        except ProtocolError:
+            # The client has reset it, or left: which is said by an event that comes after the one that is looked at.
+            self._give_up(call)
+
+    def _send(self, call: _Call) -> None:
+        http, stream = self._http, call.stream
+        if not call.has_begun:
+            call.has_begun = True
+            if call.trailers is not None and not call.outgoing:
+                http.send_headers(stream, [*_BEGINNING, *call.trailers], end_stream=True)
+                self._close(call)
+                return
+            http.send_headers(stream, _BEGINNING)
+        start = 0
+        while start < len(call.outgoing):
+            room = min(http.local_flow_control_window(stream), http.max_outbound_frame_size)
+            if room <= 0:
+                break
+            http.send_data(stream, call.outgoing[start : start + room])
+            start += room
+        call.outgoing = call.outgoing[start:]
+        if call.outgoing:
+            # It holds its place until the client has read the rest, which it has some time for.
+            self._server.slow.end(call)
+            self._server.slow.begin(call, lambda: self._reset(call))
+        elif call.trailers is not None:
+            http.send_headers(stream, call.trailers, end_stream=True)
+            self._close(call)
+
+    def _pump_all(self) -> None:
+        for call in [call for call in self._calls.values() if call.outgoing]:
+            self._pump(call)
+
+    def _close(self, call: _Call) -> None:
+        """All has been sent."""
+        if not call.is_whole:
+            self._stop_reading(call.stream)
+        self._forget(call)
+
+    def _stop_reading(self, stream: int) -> None:
+        """Tell the client that nobody reads what it has not sent; unless it has, and that comes next."""
+        with contextlib.suppress(StreamClosedError):
+            self._http.reset_stream(stream, ErrorCodes.NO_ERROR)
+
+    def _forget(self, call: _Call) -> None:
+        server = self._server
+        if self._calls.pop(call.stream, None) is None:
+            return
+        server.open_calls -= 1
+        server.slow.end(call)
+        if call.deadline is not None:
+            call.deadline.cancel()
+        if server.is_stopping:
+            self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        if not self._calls and not self._transport.is_closing():
+            self._http.close_connection()
+            self._flush()
+            self._transport.close()
+
+    def _flush(self) -> None:
+        """Write what h2 has made: once for all that has been read, or at the end of a call."""
+        if not self._is_reading:
+            data = self._http.data_to_send()
+            if data and not self._transport.is_closing():
+                self._transport.write(data)
+
+
+class Server:
+    """Services on a socket; generated code registers them as with grpcio's server. On one event loop."""
+
+    def __init__(self, max_message_bytes: int, max_calls: int, patience_s: float) -> None:
+        """max_calls: how many may be open at one time. patience_s: how long a request may take to come."""
+        self.max_message_bytes = max_message_bytes
+        self.max_calls = max_calls
+        self.open_calls = 0
+        self.connections: set[Connection] = set()
+        self.is_stopping = False
+        self.patience_s = patience_s
+        self.slow = Overdue(patience_s, min(SWEEP_S, patience_s))
+        self.loop: asyncio.AbstractEventLoop
+        self._methods: dict[bytes, Handler] = {}
+        self._listening: asyncio.Server | None = None
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """A service's methods by name."""
+        for name, handler in handlers.items():
+            self._methods[f"/{service}/{name}".encode()] = handler
+
+    def add_generic_rpc_handlers(self, handlers: Iterable[Any]) -> None:
+        """Nothing: generated code gives the same methods to `add_registered_method_handlers`."""
+
+    def method(self, path: bytes) -> Handler:
+        """The method that a new call is for; raises _Ended where it cannot be called."""
+        if self.is_stopping:
+            raise _Ended(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+        if self.open_calls > self.max_calls:
+            raise _Ended(grpc.StatusCode.RESOURCE_EXHAUSTED, f"more than {self.max_calls} calls are open")
+        method = self._methods.get(path)
+        if method is None:
+            raise _Ended(grpc.StatusCode.UNIMPLEMENTED, f"no method {path.decode('latin-1')}")
+        return method
+
+    async def start(self, listener: socket, tls: ssl.SSLContext | None) -> None:
+        """Listen on a bound socket. tls: with `h2` among its protocols."""
+        self.loop = asyncio.get_running_loop()
+        self._listening = await self.loop.create_server(
+            lambda: Connection(self), sock=listener, ssl=tls, backlog=BACKLOG
+        )
+
+    async def stop(self, grace_s: float) -> None:
+        """Listen no more, and give the calls that are running this long."""
+        self.is_stopping = True
+        if self._listening is not None:
+            self._listening.close()
+        for connection in list(self.connections):
+            connection.stop()
+        ends = asyncio.get_running_loop().time() + grace_s
+        while self.open_calls and asyncio.get_running_loop().time() < ends:
+            await asyncio.sleep(0.01)
+        for connection in list(self.connections):
+            connection.cut()
+
+
+def _message(content: bytes) -> bytes:
+    return b"\0" + len(content).to_bytes(4, "big") + content
+
+
+def _status(code: grpc.StatusCode, details: str) -> list[tuple[bytes, bytes]]:
+    number = str(code.value[0]).encode()
+    return [(b"grpc-status", number), NeverIndexedHeaderTuple(b"grpc-message", quote(details, safe=_READABLE).encode())]
+
+
+def _timeout_s(header: bytes | None) -> float | None:
+    if header is None:
+        return None
+    found = _TIMEOUT.fullmatch(header)
+    if found is None:
+        raise _Ended(grpc.StatusCode.INVALID_ARGUMENT, f"grpc-timeout: {header!r}, wanted digits and a unit")
+    return min(int(found[1]) * _UNITS[found[2]], LONGEST_TIMEOUT_S)
+
+
+def _decompressed(message: bytes, encoding: bytes, max_bytes: int) -> bytes:
+    window = _COMPRESSIONS.get(encoding)
+    if window is None:
+        raise _Ended(
+            grpc.StatusCode.UNIMPLEMENTED, f"grpc-encoding: {encoding!r}, wanted gzip or deflate for what is compressed"
+        )
+    machine = zlib.decompressobj(window)
+    try:
+        content = machine.decompress(message, max_bytes + 1)
+    except zlib.error as error:
+        raise _Ended(grpc.StatusCode.INTERNAL, f"the message cannot be decompressed: {error}") from None
+    if len(content) > max_bytes:
+        raise _too_long(len(content), max_bytes)
+    if not machine.eof:
+        raise _Ended(grpc.StatusCode.INTERNAL, "the message cannot be decompressed: it ends too early")
+    return content
+
+
+def _too_long(found: int, max_bytes: int) -> _Ended:
+    return _Ended(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, f"Received message larger than max ({found} vs. {max_bytes} bytes)"
+    )
