@@ -35,7 +35,7 @@ from h2.events import (
     WindowUpdated,
 )
 from h2.exceptions import ProtocolError, StreamClosedError
-from h2.settings import SettingCodes
+from h2.settings import SettingCodes, Settings
 from hpack import NeverIndexedHeaderTuple
 
 from serving.overdue import Overdue
@@ -58,6 +58,12 @@ LONGEST_TIMEOUT_S = 86_400.0
 BACKLOG = 1024
 SWEEP_S = 1.0
 
+_SETTINGS: dict[SettingCodes, int] = {
+    SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+    SettingCodes.MAX_FRAME_SIZE: FRAME_BYTES,
+    SettingCodes.MAX_CONCURRENT_STREAMS: OPEN_STREAMS,
+    SettingCodes.MAX_HEADER_LIST_SIZE: H2Connection.DEFAULT_MAX_HEADER_LIST_SIZE,
+}
 _PREFIX_BYTES = 5
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
@@ -269,14 +275,10 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._server.connections.add(self)
         self._server.slow.begin(self, self._transport.close)
+        # From the first frame on, not from the client's acknowledgement on: what follows that in one piece may be long.
+        self._http.local_settings = Settings(client=False, initial_values=_SETTINGS)
+        self._http.max_inbound_frame_size = FRAME_BYTES
         self._http.initiate_connection()
-        self._http.update_settings(
-            {
-                SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
-                SettingCodes.MAX_FRAME_SIZE: FRAME_BYTES,
-                SettingCodes.MAX_CONCURRENT_STREAMS: OPEN_STREAMS,
-            }
-        )
         self._http.increment_flow_control_window(CONNECTION_WINDOW)
         self._flush()
 

@@ -94,6 +94,9 @@ def serving() -> Iterator[SimpleNamespace]:
     port = free_port()
     service = Service()
     loop = uvloop.new_event_loop()
+    # What a connection's code raises unexpectedly ends up here.
+    defects: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, defect: defects.append(defect))
     server = Server(LIMIT, MAX_CALLS, PATIENCE_S)
     server.add_registered_method_handlers("test.Test", service.handlers())
     thread = threading.Thread(target=loop.run_forever)
@@ -110,6 +113,7 @@ def serving() -> Iterator[SimpleNamespace]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+    assert not defects
 
 
 @pytest.fixture(scope="module")
