@@ -2,14 +2,13 @@
 
 grpcio's own server hands calls to the event loop one by one, from a thread of its own, so that no two of them are ever
 there to share a batch. Here a call is bytes of a connection like any other: all that came in one turn of the loop are
-one batch. HTTP/2 itself is h2's work, and services are registered by the code that grpcio generates.
+one batch. Services are registered by the code that grpcio generates.
 Source: gRPC's PROTOCOL-HTTP2.md; RFC 9113.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import ssl
 import string
@@ -21,34 +20,12 @@ from urllib.parse import quote
 
 import grpc
 import structlog
-from h2.config import H2Configuration
-from h2.connection import H2Connection
-from h2.errors import ErrorCodes
-from h2.events import (
-    ConnectionTerminated,
-    DataReceived,
-    Event,
-    RemoteSettingsChanged,
-    RequestReceived,
-    StreamEnded,
-    StreamReset,
-    WindowUpdated,
-)
-from h2.exceptions import ProtocolError, StreamClosedError
-from h2.settings import SettingCodes, Settings
-from hpack import NeverIndexedHeaderTuple
 
+from serving.http2 import Code, ConnectionFailed, Http2, encoded
 from serving.overdue import Overdue
 
 log = structlog.get_logger()
 
-# Bytes that a client may send before it hears back, of one call and of a whole connection.
-STREAM_WINDOW = 2**20
-CONNECTION_WINDOW = 2**24
-# The longest frame that a client may send: a message of many rows comes in few of them.
-FRAME_BYTES = 2**18
-# A connection may open as many calls as it likes: those over the server's limit are refused one by one.
-OPEN_STREAMS = 2**20
 # Messages of a stream that wait for their turn, at most.
 WAITING_MESSAGES = 100
 # Bytes of a stream's answers that the client has not made room for, at most.
@@ -58,12 +35,6 @@ LONGEST_TIMEOUT_S = 86_400.0
 BACKLOG = 1024
 SWEEP_S = 1.0
 
-_SETTINGS: dict[SettingCodes, int] = {
-    SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
-    SettingCodes.MAX_FRAME_SIZE: FRAME_BYTES,
-    SettingCodes.MAX_CONCURRENT_STREAMS: OPEN_STREAMS,
-    SettingCodes.MAX_HEADER_LIST_SIZE: H2Connection.DEFAULT_MAX_HEADER_LIST_SIZE,
-}
 _PREFIX_BYTES = 5
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
@@ -74,12 +45,14 @@ _READABLE = "".join(sorted(set(string.printable) - set(string.whitespace) - {"%"
 # Headers that are gRPC's own and no metadata of the caller's.
 _OWN_HEADERS = frozenset((b"te", b"content-type", b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding"))
 
-_BEGINNING = [
-    (b":status", b"200"),
-    (b"content-type", b"application/grpc"),
-    (b"grpc-accept-encoding", b"identity, deflate, gzip"),
-]
-_OK = (b"grpc-status", b"0")
+_BEGINNING = encoded(
+    [
+        (b":status", b"200"),
+        (b"content-type", b"application/grpc"),
+        (b"grpc-accept-encoding", b"identity, deflate, gzip"),
+    ]
+)
+_OK = encoded([(b"grpc-status", b"0")])
 
 Metadata = Iterable[tuple[str, str]]
 
@@ -121,10 +94,7 @@ class Context:
         ]
 
     def set_trailing_metadata(self, metadata: Metadata) -> None:
-        # Values that differ from call to call have no place in HPACK's table.
-        self._call.trailing = [
-            NeverIndexedHeaderTuple(name.encode("latin-1"), value.encode("latin-1")) for name, value in metadata
-        ]
+        self._call.trailing = encoded([(name.encode("latin-1"), value.encode("latin-1")) for name, value in metadata])
 
     async def abort(self, code: grpc.StatusCode, details: str = "") -> None:
         raise _Ended(code, details)
@@ -141,16 +111,14 @@ class _Call:
         self.connection = connection
         self.stream = stream
         self.headers = headers
-        self.trailing: list[NeverIndexedHeaderTuple] = []
+        self.trailing = b""
         self.method: Handler | None = None
         self.task: asyncio.Task[None] | None = None
         self.deadline: asyncio.TimerHandle | None = None
-        # Whether the caller has said all.
-        self.is_whole = False
         self.has_begun = False
         # The answer's bytes that flow control has not let through, and the trailers that follow.
         self.outgoing = b""
-        self.trailers: list[tuple[bytes, bytes]] | None = None
+        self.trailers: bytes | None = None
         self._received = bytearray()
         self._messages: list[bytes] = []
         # Where the request is a stream: the same messages as they come, and None at their end.
@@ -190,7 +158,6 @@ class _Call:
 
     def complete(self) -> None:
         """The caller has said all; raises _Ended where that is less or more than it should be."""
-        self.is_whole = True
         if self._received:
             raise _Ended(grpc.StatusCode.INTERNAL, f"the last message ends after {len(self._received)} bytes")
         if self._stream is not None:
@@ -212,7 +179,7 @@ class _Call:
                 handle = method.unary_stream if method.response_streaming else method.unary_unary
             if not method.response_streaming:
                 answer = method.response_serializer(await handle(given, context))
-                self.connection.end(self, grpc.StatusCode.OK, "", _message(answer))
+                self.connection.finish(self, grpc.StatusCode.OK, "", _message(answer))
                 return
             answers = handle(given, context)
             if isinstance(answers, AsyncIterator):
@@ -220,15 +187,15 @@ class _Call:
                     self.write(answer)
             else:
                 await answers
-            self.connection.end(self, grpc.StatusCode.OK, "")
+            self.connection.finish(self, grpc.StatusCode.OK, "")
         except _Ended as end:
-            self.connection.end(self, end.code, end.details)
+            self.connection.finish(self, end.code, end.details)
         except asyncio.CancelledError:
-            self.connection.end(self, grpc.StatusCode.CANCELLED, "")
+            self.connection.finish(self, grpc.StatusCode.CANCELLED, "")
             raise
         except Exception as error:  # a defect of ours
             log.error("unexpected error", exc_info=error)
-            self.connection.end(self, grpc.StatusCode.UNKNOWN, "unexpected error; the cause is in the server's log")
+            self.connection.finish(self, grpc.StatusCode.UNKNOWN, "unexpected error; the cause is in the server's log")
 
     def write(self, message: Any) -> None:
         assert self.method is not None
@@ -247,26 +214,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, server: Server) -> None:
         self._server = server
         self._calls: dict[int, _Call] = {}
-        self._http = H2Connection(
-            H2Configuration(
-                client_side=False,
-                header_encoding=None,
-                # What is sent is ours, and right. What comes goes no further, and is looked at here where it counts.
-                validate_outbound_headers=False,
-                normalize_outbound_headers=False,
-                validate_inbound_headers=False,
-                normalize_inbound_headers=False,
-            )
-        )
-        self._handlers: dict[type[Event], Callable[[Any], None]] = {
-            RequestReceived: self._on_request,
-            DataReceived: self._on_data,
-            StreamEnded: self._on_end,
-            StreamReset: self._on_reset,
-            WindowUpdated: self._on_window,
-            RemoteSettingsChanged: self._on_settings,
-            ConnectionTerminated: self._on_farewell,
-        }
+        self._http = Http2(self)
         self._is_reading = False
 
     # What the transport calls.
@@ -275,23 +223,14 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._server.connections.add(self)
         self._server.slow.begin(self, self._transport.close)
-        # From the first frame on, not from the client's acknowledgement on: what follows that in one piece may be long.
-        self._http.local_settings = Settings(client=False, initial_values=_SETTINGS)
-        self._http.max_inbound_frame_size = FRAME_BYTES
-        self._http.initiate_connection()
-        self._http.increment_flow_control_window(CONNECTION_WINDOW)
         self._flush()
 
     def data_received(self, data: bytes) -> None:
         self._is_reading = True
         is_broken = False
         try:
-            for event in self._http.receive_data(data):
-                handler = self._handlers.get(type(event))
-                if handler is not None:
-                    handler(event)
-        except ProtocolError:
-            # h2 has what the client did wrong ready to be sent.
+            self._http.receive(data)
+        except ConnectionFailed:
             is_broken = True
         finally:
             self._is_reading = False
@@ -324,12 +263,11 @@ class Connection(asyncio.Protocol):
             self._reset(call)
         self._flush()
 
-    def end(self, call: _Call, code: grpc.StatusCode, details: str, message: bytes = b"") -> None:
+    def finish(self, call: _Call, code: grpc.StatusCode, details: str, message: bytes = b"") -> None:
         """The rest of an answer, with its status: for one that has ended, nothing happens."""
         if call.stream not in self._calls or call.trailers is not None:
             return
-        trailers = [_OK] if code is grpc.StatusCode.OK else _status(code, details)
-        call.trailers = [*trailers, *call.trailing]
+        call.trailers = (_OK if code is grpc.StatusCode.OK else _status(code, details)) + call.trailing
         call.outgoing += message
         self._pump(call)
         self._flush()
@@ -338,6 +276,8 @@ class Connection(asyncio.Protocol):
 
     def stop(self) -> None:
         """Take no more calls, and close when the last one has ended. Streams, which may last for ever, end at once."""
+        self._http.leave()
+        self._flush()
         for call in list(self._calls.values()):
             if call.method is not None and call.method.response_streaming:
                 self._end_early(call, grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
@@ -349,30 +289,23 @@ class Connection(asyncio.Protocol):
             self._end_early(call, grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
         self._transport.close()
 
-    # What the client does.
+    # What the client does: Http2's handler.
 
-    def _on_request(self, event: RequestReceived) -> None:
-        server, stream = self._server, event.stream_id
-        assert stream is not None
+    def begin(self, stream: int, headers: dict[bytes, bytes]) -> None:
+        server = self._server
         server.slow.end(self)
-        headers: dict[bytes, bytes] = dict(cast(Any, event.headers))
         is_post = headers.get(b":method") == b"POST"
         if not is_post or _CONTENT_TYPE.fullmatch(headers.get(b"content-type", b"")) is None:
-            status = b"415" if is_post else b"405"
-            with contextlib.suppress(ProtocolError):
-                self._http.send_headers(stream, [(b":status", status)], end_stream=True)
-                if event.stream_ended is None:
-                    self._stop_reading(stream)
+            self._http.send_headers(stream, encoded([(b":status", b"415" if is_post else b"405")]), is_end=True)
             return
         call = _Call(self, stream, headers)
-        call.is_whole = event.stream_ended is not None
         self._calls[stream] = call
         server.open_calls += 1
         try:
             method = server.method(headers.get(b":path", b""))
             timeout_s = _timeout_s(headers.get(b"grpc-timeout"))
         except _Ended as end:
-            self.end(call, end.code, end.details)
+            self.finish(call, end.code, end.details)
             return
         if timeout_s is not None:
             call.deadline = server.loop.call_later(timeout_s, self._expire, call)
@@ -382,21 +315,18 @@ class Connection(asyncio.Protocol):
         else:
             server.slow.begin(call, lambda: self._expire_slow(call))
 
-    def _on_data(self, event: DataReceived) -> None:
-        assert event.stream_id is not None
-        if event.flow_controlled_length:
-            self._http.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-        call = self._calls.get(event.stream_id)
-        if call is None or call.trailers is not None or event.data is None:
+    def data(self, stream: int, content: bytes) -> None:
+        call = self._calls.get(stream)
+        if call is None or call.trailers is not None:
             return
         try:
-            call.receive(event.data, self._server.max_message_bytes)
+            call.receive(content, self._server.max_message_bytes)
         except _Ended as end:
             self._end_early(call, end.code, end.details)
 
-    def _on_end(self, event: StreamEnded) -> None:
-        call = self._calls.get(event.stream_id)
-        if call is None:
+    def end(self, stream: int) -> None:
+        call = self._calls.get(stream)
+        if call is None or call.trailers is not None:
             return
         self._server.slow.end(call)
         try:
@@ -404,28 +334,17 @@ class Connection(asyncio.Protocol):
         except _Ended as end:
             self._end_early(call, end.code, end.details)
             return
-        if call.task is None and call.trailers is None:
+        if call.task is None:
             self._run(call)
 
-    def _on_reset(self, event: StreamReset) -> None:
-        call = self._calls.get(event.stream_id)
+    def reset(self, stream: int) -> None:
+        call = self._calls.get(stream)
         if call is not None:
             self._give_up(call)
 
-    def _on_window(self, event: WindowUpdated) -> None:
-        if event.stream_id:
-            call = self._calls.get(event.stream_id)
-            if call is not None and call.outgoing:
-                self._pump(call)
-        else:
-            self._pump_all()
-
-    def _on_settings(self, event: RemoteSettingsChanged) -> None:
-        self._pump_all()
-
-    def _on_farewell(self, event: ConnectionTerminated) -> None:
-        # h2 sends nothing more after it: the calls that are still running have nobody to answer to.
-        self._transport.close()
+    def room(self) -> None:
+        for call in [call for call in self._calls.values() if call.outgoing]:
+            self._pump(call)
 
     # A call's way.
 
@@ -441,14 +360,13 @@ class Connection(asyncio.Protocol):
 
     def _end_early(self, call: _Call, code: grpc.StatusCode, details: str) -> None:
         """Answer before the handler does, which is cancelled."""
-        self.end(call, code, details)
+        self.finish(call, code, details)
         if call.task is not None:
             call.task.cancel()
 
     def _reset(self, call: _Call) -> None:
         """The client does not read its answer."""
-        with contextlib.suppress(ProtocolError):
-            self._http.reset_stream(call.stream, ErrorCodes.CANCEL)
+        self._http.send_reset(call.stream, Code.CANCEL)
         self._give_up(call)
         self._flush()
 
@@ -460,51 +378,22 @@ class Connection(asyncio.Protocol):
 
     def _pump(self, call: _Call) -> None:
         """Send as much of an answer as the client's windows allow."""
-        try:
-            self._send(call)
-        except ProtocolError:
-            # The client has reset it, or left: which is said by an event that comes after the one that is looked at.
-            self._give_up(call)
-
-    def _send(self, call: _Call) -> None:
         http, stream = self._http, call.stream
         if not call.has_begun:
             call.has_begun = True
             if call.trailers is not None and not call.outgoing:
-                http.send_headers(stream, [*_BEGINNING, *call.trailers], end_stream=True)
-                self._close(call)
+                self._forget(call)
+                http.send_headers(stream, _BEGINNING + call.trailers, is_end=True)
                 return
             http.send_headers(stream, _BEGINNING)
-        start = 0
-        while start < len(call.outgoing):
-            room = min(http.local_flow_control_window(stream), http.max_outbound_frame_size)
-            if room <= 0:
-                break
-            http.send_data(stream, call.outgoing[start : start + room])
-            start += room
-        call.outgoing = call.outgoing[start:]
+        call.outgoing = call.outgoing[http.send_data(stream, call.outgoing) :]
         if call.outgoing:
             # It holds its place until the client has read the rest, which it has some time for.
             self._server.slow.end(call)
             self._server.slow.begin(call, lambda: self._reset(call))
         elif call.trailers is not None:
-            http.send_headers(stream, call.trailers, end_stream=True)
-            self._close(call)
-
-    def _pump_all(self) -> None:
-        for call in [call for call in self._calls.values() if call.outgoing]:
-            self._pump(call)
-
-    def _close(self, call: _Call) -> None:
-        """All has been sent."""
-        if not call.is_whole:
-            self._stop_reading(call.stream)
-        self._forget(call)
-
-    def _stop_reading(self, stream: int) -> None:
-        """Tell the client that nobody reads what it has not sent; unless it has, and that comes next."""
-        with contextlib.suppress(StreamClosedError):
-            self._http.reset_stream(stream, ErrorCodes.NO_ERROR)
+            self._forget(call)
+            http.send_headers(stream, call.trailers, is_end=True)
 
     def _forget(self, call: _Call) -> None:
         server = self._server
@@ -519,14 +408,13 @@ class Connection(asyncio.Protocol):
 
     def _close_if_done(self) -> None:
         if not self._calls and not self._transport.is_closing():
-            self._http.close_connection()
-            self._flush()
-            self._transport.close()
+            # What is being sent comes first.
+            self._server.loop.call_soon(self._transport.close)
 
     def _flush(self) -> None:
         """Write what h2 has made: once for all that has been read, or at the end of a call."""
         if not self._is_reading:
-            data = self._http.data_to_send()
+            data = self._http.take()
             if data and not self._transport.is_closing():
                 self._transport.write(data)
 
@@ -591,9 +479,9 @@ def _message(content: bytes) -> bytes:
     return b"\0" + len(content).to_bytes(4, "big") + content
 
 
-def _status(code: grpc.StatusCode, details: str) -> list[tuple[bytes, bytes]]:
+def _status(code: grpc.StatusCode, details: str) -> bytes:
     number = str(code.value[0]).encode()
-    return [(b"grpc-status", number), NeverIndexedHeaderTuple(b"grpc-message", quote(details, safe=_READABLE).encode())]
+    return encoded([(b"grpc-status", number), (b"grpc-message", quote(details, safe=_READABLE).encode())])
 
 
 def _timeout_s(header: bytes | None) -> float | None:
