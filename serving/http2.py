@@ -1,8 +1,8 @@
 """HTTP/2's framing, the server's side, without input and output: bytes in, calls of a handler, bytes out.
 
-With h2, which makes objects and a textual form of every frame, framing took 60 % of a gRPC call's time; it is the tests'
-oracle. HPACK's decoding is hpack's work. What is sent is never put into HPACK's table, so that encoding has no state.
-Source: RFC 9113, RFC 7541.
+With h2, which makes objects and a textual form of every frame, framing took 60 % of a gRPC call's time: it is the
+oracle of the tests. HPACK's decoding is hpack's work. What is sent is never put into HPACK's table, so that encoding
+has no state. Source: RFC 9113, RFC 7541.
 """
 
 from __future__ import annotations
