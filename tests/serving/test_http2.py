@@ -313,6 +313,27 @@ def test_a_mistake_of_a_stream_ends_that_stream_only(said, code):
     assert server.content[1] == b"still here"
 
 
+_CONTENTS = st.one_of(
+    st.binary(max_size=20),
+    st.sampled_from([HEADERS, b"\xbe", bytes(4), number(1), number(LARGEST), setting(4, 0), setting(5, 2**14)]),
+)
+_FRAMES = st.builds(frame, st.integers(0, 10), st.integers(0, 0x3F), st.sampled_from([0, 1, 1, 2, 3, 5]), _CONTENTS)
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.lists(st.one_of(_FRAMES, st.just(OPEN)), max_size=30))
+def test_whatever_comes_ends_in_a_named_mistake_or_in_none(frames):
+    server = Echo()
+    server.http.receive(START)
+    for said in frames:
+        try:
+            server.http.receive(said)
+        except ConnectionFailed:
+            return
+    # Whoever is told that a stream is gone hears of it no more.
+    assert len(server.gone) == len(set(server.gone))
+
+
 def test_what_may_be_ignored_is():
     server = Echo()
     priority = frame(Kind.PRIORITY, 0, 7, bytes(5))
