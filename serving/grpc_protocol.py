@@ -32,9 +32,13 @@ WAITING_MESSAGES = 100
 UNREAD_BYTES = 2**20
 # The longest deadline that is kept, in seconds: a later one is none.
 LONGEST_TIMEOUT_S = 86_400.0
+# Of a refusal's words: more of them would not fit into the trailers that clients take.
+LONGEST_DETAILS = 1000
 BACKLOG = 1024
 SWEEP_S = 1.0
 
+# Probes are answered when no other call has a place: an overload is no reason to be started anew.
+_PROBE = b"/grpc.health.v1.Health/Check"
 _PREFIX_BYTES = 5
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
@@ -412,7 +416,7 @@ class Connection(asyncio.Protocol):
             self._server.loop.call_soon(self._transport.close)
 
     def _flush(self) -> None:
-        """Write what h2 has made: once for all that has been read, or at the end of a call."""
+        """Write what is to be sent: once for all that has been read, or at the end of a call."""
         if not self._is_reading:
             data = self._http.take()
             if data and not self._transport.is_closing():
@@ -447,7 +451,7 @@ class Server:
         """The method that a new call is for; raises _Ended where it cannot be called."""
         if self.is_stopping:
             raise _Ended(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
-        if self.open_calls > self.max_calls:
+        if self.open_calls > self.max_calls and path != _PROBE:
             raise _Ended(grpc.StatusCode.RESOURCE_EXHAUSTED, f"more than {self.max_calls} calls are open")
         method = self._methods.get(path)
         if method is None:
@@ -481,6 +485,8 @@ def _message(content: bytes) -> bytes:
 
 def _status(code: grpc.StatusCode, details: str) -> bytes:
     number = str(code.value[0]).encode()
+    if len(details) > LONGEST_DETAILS:
+        details = details[:LONGEST_DETAILS] + "..."
     return encoded([(b"grpc-status", number), (b"grpc-message", quote(details, safe=_READABLE).encode())])
 
 

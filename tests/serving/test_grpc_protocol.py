@@ -99,6 +99,7 @@ def serving() -> Iterator[SimpleNamespace]:
     loop.set_exception_handler(lambda _, defect: defects.append(defect))
     server = Server(LIMIT, MAX_CALLS, PATIENCE_S)
     server.add_registered_method_handlers("test.Test", service.handlers())
+    server.add_registered_method_handlers("grpc.health.v1.Health", {"Check": service.handlers()["echo"]})
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
@@ -252,6 +253,13 @@ def test_a_refusal_s_words_survive(channel):
     assert (refused.value.code(), refused.value.details()) == (grpc.StatusCode.NOT_FOUND, words)
 
 
+def test_a_refusal_may_have_many_words(channel):
+    with pytest.raises(grpc.RpcError) as refused:
+        channel.unary_unary(f"{PATH}refuse")(("ö" * 100_000).encode())
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+    assert refused.value.details().startswith("ö" * 500)
+
+
 def test_a_defect_tells_nothing(channel):
     with pytest.raises(grpc.RpcError) as refused:
         channel.unary_unary(f"{PATH}fail")(b"")
@@ -299,6 +307,8 @@ def test_work_ends_with_its_deadline_or_its_client(running, channel):
 def test_calls_over_the_limit_are_refused_and_the_others_answered(channel):
     last = channel.unary_unary(f"{PATH}last")
     calls = [last.future(b"1") for _ in range(MAX_CALLS + 5)]
+    assert channel.unary_unary("/grpc.health.v1.Health/Check")(b"alive?") == b"alive?", "a probe is no load"
+    assert not calls[0].done()
     codes = [call.code() for call in calls]
     assert codes.count(grpc.StatusCode.OK) == MAX_CALLS
     assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 5
