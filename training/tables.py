@@ -36,6 +36,8 @@ MIN_ROWS = 10
 
 _DELIMITERS = ",;\t"
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
+# With a decimal comma or marks between thousands: 1,5 and 1.234,5 and 1,234.5, but no list of numbers, as 1,2,3.
+_COMMA_NUMBER = r"^\s*[+-]?((\d{1,3}(\.\d{3})+|\d*),\d+|\d{1,3}(,\d{3})+(\.\d*)?)([eE][+-]?\d+)?\s*$"
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # TensorFlow takes smaller numbers than float32's least normal one for 0.
 _LEAST_SPREAD = 100 * float(np.finfo(np.float32).tiny)
@@ -200,7 +202,7 @@ class _Column:
                 f"{where}: {present[0].as_py()!r} in every row, which tells nothing; "
                 f"leave it out with --type {name}=ignored",
             )
-        kind = given.kind or _kind(path, where, column, present)
+        kind = given.kind or _kind(path, where, column, present, f"--type {name}=categorical")
         if kind == "categorical":
             if given.kind is None and distinct == len(present) > 1:
                 return f"{distinct:,} texts, none of them twice"
@@ -231,7 +233,9 @@ class _Target:
                 f"{where}: no value in {int(holes.sum())} rows, the first of them row {_row(holes)}; "
                 "wanted a value in every row",
             )
-        kind = "categorical" if task == "classification" else _kind(path, where, column, column)
+        kind: Kind = "categorical"
+        if task != "classification":
+            kind = _kind(path, where, column, column, "--task classification")
         if kind != "numeric" and task == "regression":
             raise TableError(path, f"{where}: {column[0].as_py()!r} found in row 1, numbers wanted for a regression")
         if kind != "numeric" or (task is None and _looks_like_classes(column)):
@@ -290,13 +294,22 @@ def plain(path: Path, where: str, column: pa.ChunkedArray, kind: Kind | None) ->
     return column
 
 
-def _kind(path: Path, where: str, column: pa.ChunkedArray, present: pa.ChunkedArray) -> Kind:
+def _kind(path: Path, where: str, column: pa.ChunkedArray, present: pa.ChunkedArray, as_text: str) -> Kind:
+    """What the column's values are. as_text: the option that takes them as texts, for the error that may need it."""
     if _is_number(column.type):
         return "numeric"
     if pa.types.is_boolean(column.type):
         return "boolean"
     is_number = pc.match_substring_regex(present, _NUMBER)
     numbers = pc.sum(is_number).as_py() or 0
+    commas = pc.sum(pc.match_substring_regex(present, _COMMA_NUMBER)).as_py() or 0
+    if commas and numbers + commas > len(present) / 2:
+        row = pc.index(pc.match_substring_regex(column, _COMMA_NUMBER), True).as_py()
+        raise TableError(
+            path,
+            f"{where}: {column[row].as_py()!r} in row {row + 1}, a number with a comma; wanted a decimal point, as in "
+            f"1.5, and no mark between thousands, or {as_text}",
+        )
     if len(present) > numbers > len(present) / 2:
         text = pc.fill_null(
             pc.and_(pc.invert(pc.match_substring_regex(column, _NUMBER)), pc.not_equal(column, "")), False
@@ -305,7 +318,7 @@ def _kind(path: Path, where: str, column: pa.ChunkedArray, present: pa.ChunkedAr
         raise TableError(
             path,
             f"{where}: text where numbers were, {column[row].as_py()!r} in row {row + 1}; wanted a number there, "
-            "nothing where it is missing, or --type ...=categorical",
+            f"nothing where it is missing, or {as_text}",
         )
     return "categorical"
 
@@ -329,7 +342,10 @@ def as_numbers(path: Path, where: str, column: pa.ChunkedArray, kind: Kind) -> N
         wrong = pc.invert(pc.match_substring_regex(column, _NUMBER))
         row = pc.index(pc.fill_null(wrong, False), True).as_py()
         if row >= 0:
-            raise TableError(path, f"{where}: {column[row].as_py()!r} in row {row + 1}; wanted {wanted}")
+            found = column[row].as_py()
+            if kind == "numeric" and re.match(_COMMA_NUMBER, found):
+                wanted += " with a decimal point"
+            raise TableError(path, f"{where}: {found!r} in row {row + 1}; wanted {wanted}")
     exact = column.cast(pa.float64(), safe=False).to_numpy()
     wrong_numbers = np.abs(exact) > _FLOAT32_MAX
     if kind == "boolean":

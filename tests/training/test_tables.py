@@ -133,6 +133,14 @@ def test_categories_are_as_the_csv_file_spells_them(tmp_path):
         assert data.x[column][:3].tolist() == texts
 
 
+def test_texts_with_commas_and_digits_are_categories(tmp_path):
+    lists = ["1,2", "1,2,3", "4", "a,5"]
+    lines = [f"{number};{lists[number % 4]};{'ab'[number % 2]}" for number in range(20)]
+    assert set(read(csv(tmp_path, "size;seen;kind", *lines)).x["seen"]) == set(lists)
+    commas = csv(tmp_path, "size;kind", *(f"{number % 7},5;{'ab'[number % 2]}" for number in range(20)))
+    assert "0,5" in read(commas, "kind", "size=categorical").x["size"]
+
+
 def test_texts_that_never_repeat_are_left_out_and_said_to_be(tmp_path):
     data = read(csv(tmp_path, f"name,{HEADER}", *(f"n{number},{line}" for number, line in enumerate(GOOD))))
     assert "name" not in data.columns
@@ -170,6 +178,28 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
         changed(7, "about 9,1,yes,a"),
         {},
         "column 'size': text where numbers were, 'about 9' in row 8; wanted a number there",
+    ),
+    "decimal commas": (
+        ["size;kind", *(f"{number % 7},5;{'ab'[number % 2]}" for number in range(20))],
+        {},
+        "column 'size': '0,5' in row 1, a number with a comma; wanted a decimal point, as in 1.5, and no mark between "
+        "thousands, or --type size=categorical",
+    ),
+    "decimal commas here and there": (
+        ["size;kind", *(f"{'NA' if number < 4 else 7 if number < 9 else '-2,25'};a" for number in range(20))],
+        {"target": "size"},
+        "target 'size': '-2,25' in row 10, a number with a comma; wanted a decimal point, as in 1.5, and no mark "
+        "between thousands, or --task classification",
+    ),
+    "commas between thousands": (
+        ["price,kind", *(f'"{number},{number:03}.50",{"ab"[number % 2]}' for number in range(20))],
+        {},
+        "column 'price': '0,000.50' in row 1, a number with a comma; wanted a decimal point",
+    ),
+    "decimal commas as numbers": (
+        ["size;kind", *(f"{number % 7},5;{'ab'[number % 2]}" for number in range(20))],
+        {"types": ["size=numeric"]},
+        "column 'size': '0,5' in row 1; wanted a number with a decimal point",
     ),
     "text as numbers": (
         [HEADER, *GOOD],
