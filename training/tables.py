@@ -264,6 +264,7 @@ class _Target:
         rows = {entry["values"].as_py(): entry["counts"].as_py() for entry in counts}
         if len(labels) == 1:
             raise TableError(path, f"{where}: {labels[0]!r} in every row; wanted at least two classes")
+        _check_spelling(path, where, labels)
         rarest = min(labels, key=lambda label: rows[label])
         if rows[rarest] < MIN_CLASS_ROWS:
             number = " (--task regression takes it as a quantity)" if _is_number(column.type) else ""
@@ -274,6 +275,19 @@ class _Target:
             )
         codes = pc.index_in(pa.array(as_texts(column)), value_set=pa.array(labels))
         return cls("classification", codes.to_numpy().astype(np.int64), labels)
+
+
+def _check_spelling(path: Path, where: str, labels: tuple[str, ...]) -> None:
+    """TableError for classes that nobody can tell apart by looking at them."""
+    seen: dict[str, str] = {}
+    for label in labels:
+        # Within the text as well: no-break spaces, and two for one.
+        other = seen.setdefault(" ".join(label.split()), label)
+        if other != label:
+            raise TableError(
+                path,
+                f"{where}: the classes {other!r} and {label!r} differ only in blanks; wanted one spelling of each",
+            )
 
 
 def plain(path: Path, where: str, column: pa.ChunkedArray, kind: Kind | None) -> pa.ChunkedArray:

@@ -221,6 +221,16 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
         "'kind': 'a' in every row; wanted at least",
     ),
     "rare class": (changed(7, "1,2,yes,c"), {}, "target 'kind': 1 rows of class 'c'; wanted at least 5 of each"),
+    "classes that differ in blanks": (
+        [HEADER, *(line + ("" if number < 18 else " ") for number, line in enumerate(GOOD))],
+        {},
+        "target 'kind': the classes 'a' and 'a ' differ only in blanks; wanted one spelling of each",
+    ),
+    "classes that differ in no-break spaces": (
+        columns(y=["not\xa0here", "not here", "here", "there"] * 5),
+        {"target": "y"},
+        "target 'y': the classes 'not here' and 'not\\xa0here' differ only in blanks",
+    ),
     "constant target": (
         columns(y=[2.5] * 20),
         {"target": "y"},
