@@ -339,9 +339,12 @@ def tune(
         storage=storage,
         name=request.name,
     )
+    rows = split(request.data.y, request.data.task).train
+    for note in tuning.rare_classes(request.data, rows, settings):
+        print(f"note: {note}", file=sys.stderr)
     reporter = Reporter(quiet=as_json)
     with reporter.trials(request.name, trials) as on_progress:
-        found = tuning.tune(request.data, split(request.data.y, request.data.task).train, settings, on_progress)
+        found = tuning.tune(request.data, rows, settings, on_progress)
     if worker:
         print(json.dumps(tune_summary.document(found, settings)) if as_json else "the trials are done")
         return

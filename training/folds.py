@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +22,9 @@ from training.splits import target_bins
 Index = NDArray[np.int64]
 # Called with the share of the work that is done.
 OnProgress = Callable[[float], None]
+
+# Searches make their folds in several threads, and Python's filters of warnings are everyone's.
+_filters = threading.Lock()
 
 
 class TooManyFolds(InputError):
@@ -69,7 +74,10 @@ def repeated_folds(
     if (most := int(np.bincount(groups).max())) < folds:
         raise TooManyFolds(folds, task, most)
     splitter = RepeatedStratifiedKFold(n_splits=folds, n_repeats=repeats, random_state=seed)
-    return [(train, test) for train, test in splitter.split(np.zeros(len(y)), groups)]
+    with _filters:
+        # Of classes with fewer rows than folds: `tune` says so itself, once and by name, and `study` refuses them.
+        warnings.filterwarnings("ignore", "The least populated class in y has only", UserWarning)
+        return [(train, test) for train, test in splitter.split(np.zeros(len(y)), groups)]
 
 
 def inner_folds(

@@ -163,6 +163,42 @@ def check(data: Dataset, objective: str | None, dimensions: tuple[str, ...]) -> 
     raise ObjectiveError(str(objective), data)
 
 
+def rare_classes(data: Dataset, rows: Index, settings: Settings) -> list[str]:
+    """What to say of a search with `rows` that has more folds than a class has rows: some folds have none of it.
+
+    Raises TooManyFolds.
+    """
+    parts = _parts(data, rows, settings)
+    if data.task != "classification":
+        # Of a quantity the folds share out tenths, and a tenth has neighbours.
+        return []
+    counts = np.array([np.bincount(data.y[train], minlength=len(data.labels)) for _, train, _ in parts])
+    found = []
+    for fewest, folds, rows_of, folds_of, option in (
+        (counts.min(axis=0), settings.folds, "rows in a search", f"its {settings.folds} folds", "--folds"),
+        (counts[0], settings.outer_folds, "training rows", f"the {settings.outer_folds} outer folds", "--outer-folds"),
+    ):
+        label, most = data.labels[fewest.argmin()], int(fewest.min())
+        if most < folds:
+            advice = f" ({option} {most} has it in each)" if most > 1 else ""
+            found.append(f"class {label!r} has {most} {rows_of}: some of {folds_of} are judged without it{advice}")
+    return found
+
+
+def _parts(data: Dataset, rows: Index, settings: Settings) -> list[tuple[str, Index, Index]]:
+    """The searches by name, each with the rows that it searches with and those that it never sees; the winner's first.
+
+    Raises TooManyFolds.
+    """
+    parts = [("winner", rows, rows[:0])]
+    if settings.outer_folds > 1:
+        outer = inner_folds(data.y, data.task, rows, folds=settings.outer_folds, seed=settings.seed)
+        parts += [(f"outer-{number}", train, held) for number, (train, held) in enumerate(outer)]
+    for _, train, _ in parts:
+        inner_folds(data.y, data.task, train, folds=settings.folds, seed=settings.seed)
+    return parts
+
+
 def tune(
     data: Dataset, rows: Index, settings: Settings, on_progress: Callable[[str, int], None] = lambda what, done: None
 ) -> Tuned:
@@ -172,21 +208,14 @@ def tune(
 
     on_progress: called with what is searched for, and how many of its trials are finished, maybe from several threads.
     """
-    outer = (
-        inner_folds(data.y, data.task, rows, folds=settings.outer_folds, seed=settings.seed)
-        if settings.outer_folds > 1
-        else []
-    )
-    parts = [("winner", rows), *[(f"outer-{number}", train) for number, (train, _) in enumerate(outer)]]
-    for _, train in parts:
-        # Before a database is made: there may be too few rows.
-        inner_folds(data.y, data.task, train, folds=settings.folds, seed=settings.seed)
+    # Before a database is made: there may be too few rows.
+    parts = _parts(data, rows, settings)
     storage = search.open_storage(settings.storage)
     at_once = cores.stacks_at_once()
     started = time.monotonic()
 
     def searched(number: int, go_on: Callable[[], None]) -> optuna.Study:
-        part, train = parts[number]
+        part, train, _ = parts[number]
         deadline = None
         if settings.timeout_s is not None:
             # Every search gets its share; what one leaves over is the next ones'.
@@ -199,7 +228,7 @@ def tune(
             on_trial=lambda done: on_progress(part, done),
         )
 
-    names = [part for part, _ in parts]
+    names = [part for part, _, _ in parts]
     found = dict(zip(names, cores.side_by_side(searched, len(parts), at_once), strict=True))
     winner = found["winner"]
     completed = search.count(winner, optuna.trial.TrialState.COMPLETE)
@@ -207,14 +236,14 @@ def tune(
         raise NoTrial(settings.timeout_s)
     best = search.best(winner)
     judged = [
-        (settings.space.recipe(search.best(found[f"outer-{number}"]).params), train, held)
-        for number, (train, held) in enumerate(outer)
-        if search.count(found[f"outer-{number}"], optuna.trial.TrialState.COMPLETE)
+        (settings.space.recipe(search.best(found[part]).params), train, held)
+        for part, train, held in parts[1:]
+        if search.count(found[part], optuna.trial.TrialState.COMPLETE)
     ]
     tried = [_held_out_score(data, recipe, train, held, settings) for recipe, train, held in judged]
     nested = [score for score, _ in tried]
     start = [_held_out_score(data, settings.space.base, train, held, settings)[0] for _, train, held in judged]
-    share = 1 / (settings.outer_folds - 1) if outer else 0.0
+    share = 1 / (settings.outer_folds - 1) if settings.outer_folds > 1 else 0.0
     parts_of_trial = inner_folds(data.y, data.task, rows, folds=settings.folds, seed=settings.seed)
     assert best.value is not None
     return Tuned(

@@ -17,8 +17,9 @@ import optuna
 import pytest
 
 from models import contract
-from training import cores, tune
+from training import cores, tables, tune
 from training.datasets import load
+from training.folds import inner_folds
 from training.recipes import DEFAULTS
 from training.splits import split
 
@@ -215,6 +216,49 @@ def test_rows_outside_of_the_training_rows_have_no_say(tmp_path):
     first = tune.tune(data, rows.train, settings(tmp_path / "a", trials=2))
     second = tune.tune(spoilt, rows.train, settings(tmp_path / "b", trials=2))
     assert first.selected_score == pytest.approx(second.selected_score, abs=1e-6)
+
+
+def rare(folder):
+    """A table in which one class has five rows, three of them to train with."""
+    lines = [f"{number / 7:.3f},{number % 3},{'c' if number % 12 == 0 else 'ab'[number % 2]}" for number in range(60)]
+    path = folder / "rare.csv"
+    path.write_text("\n".join(["size,rooms,kind", *lines]) + "\n", encoding="utf-8")
+    return path
+
+
+def test_a_class_with_fewer_rows_than_folds_is_said_in_a_line(tmp_path):
+    command = [sys.executable, str(ROOT / "dropserve.py"), "tune", str(rare(tmp_path)), "--target", "kind", "--worker"]
+    found = subprocess.run(
+        [*command, "--epochs", "1", "--trials", "1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=True,
+    )
+    wanted = (
+        "note: class 'c' has 2 rows in a search: some of its 5 folds are judged without it (--folds 2 has it in each)"
+    )
+    assert found.stderr.splitlines() == [wanted]
+
+
+@pytest.mark.parametrize(("folds", "outer"), [(2, 3), (3, 0), (3, 3), (2, 5), (4, 4)])
+def test_rare_classes_are_those_that_folds_lack(tmp_path, folds, outer):
+    data = tables.read(rare(tmp_path), target="kind")
+    rows = split(data.y, data.task).train
+
+    def cut(train, into):
+        return inner_folds(data.y, data.task, train, folds=into, seed=0) if into else []
+
+    def lack(parts):
+        return any(set(data.y[held]) != {0, 1, 2} for _, held in parts)
+
+    outer_parts = cut(rows, outer)
+    notes = tune.rare_classes(data, rows, settings(tmp_path, folds=folds, outer_folds=outer))
+    assert all("class 'c'" in note for note in notes)
+    within = any(lack(cut(train, folds)) for train in [rows, *(train for train, _ in outer_parts)])
+    assert any(f"its {folds} folds" in note for note in notes) == within
+    assert any(f"the {outer} outer folds" in note for note in notes) == lack(outer_parts)
 
 
 @pytest.mark.parametrize(
