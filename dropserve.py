@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -30,6 +30,8 @@ app = typer.Typer(
 )
 
 RECIPE = "default: the recipe of DATA"
+# Of a command that Ctrl-C ended: what shells take it for, and Typer.
+INTERRUPTED = 130
 # `--ray` without an address.
 RAY_HERE = "local"
 Repository = Annotated[
@@ -115,6 +117,30 @@ def quiet() -> Iterator[None]:
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 
+class Interrupted(Exception):
+    """Ctrl-C; `str()` is one line that says what is left of the work."""
+
+
+@contextlib.contextmanager
+def interruptible(left: Callable[[], str]) -> Iterator[None]:
+    """Raise Interrupted for Ctrl-C within. left: called then."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(left()) from interrupt
+
+
+def publication(repository: Path, name: str) -> Callable[[], str]:
+    """What says, whenever it is called, whether a version of the model has been published since."""
+    before = contract.versions(repository, name)
+
+    def said() -> str:
+        new = [number for number in contract.versions(repository, name) if number not in before]
+        return f"{name} {new[-1]} was published already" if new else "nothing was published"
+
+    return said
+
+
 def print_version(asked: bool) -> None:
     if asked:
         print(f"dropserve {version('dropserve')}")
@@ -189,20 +215,21 @@ def train(
         calibration=CalibrationSettings(sets, max_error, confidence, cost_ratio, coverage),
         repository=repository,
     )
-    with quiet_start():
-        from training import pipeline, summary
+    with interruptible(publication(repository, request.name)):
+        with quiet_start():
+            from training import pipeline, summary
 
-    if not as_json:
-        print(summary.understood(request.data))
-        if request.data.name not in DATASETS and request.data.columns:
-            Console().print(summary.columns(request.data))
+        if not as_json:
+            print(summary.understood(request.data))
+            if request.data.name not in DATASETS and request.data.columns:
+                Console().print(summary.columns(request.data))
 
-    published = pipeline.train(request, Reporter(quiet=as_json))
-    if as_json:
-        print(json.dumps(summary.document(published), indent=2))
-    else:
-        print(summary.sentences(published))
-        Console().print(summary.table(published))
+        published = pipeline.train(request, Reporter(quiet=as_json))
+        if as_json:
+            print(json.dumps(summary.document(published), indent=2))
+        else:
+            print(summary.sentences(published))
+            Console().print(summary.table(published))
 
 
 @app.command()
@@ -233,21 +260,22 @@ def study(
         check_report(report)
     loaded = dataset(data, target, types or (), task)
     base = changed(recipe_of(loaded), epochs=epochs)
-    with quiet_start():
-        from training import cores, study_report, study_summary
-        from training.study import study as carry_out
+    with interruptible(lambda: "nothing is kept of a study that is not done"):
+        with quiet_start():
+            from training import cores, study_report, study_summary
+            from training.study import study as carry_out
 
-    cores.one_thread_an_operation()
-    with Reporter(quiet=as_json).share(f"study of {loaded.name}") as on_progress:
-        found = carry_out(
-            loaded,
-            base,
-            folds=folds,
-            repeats=repeats,
-            num_samples=num_samples,
-            seed=seed,
-            on_progress=on_progress,
-        )
+        cores.one_thread_an_operation()
+        with Reporter(quiet=as_json).share(f"study of {loaded.name}") as on_progress:
+            found = carry_out(
+                loaded,
+                base,
+                folds=folds,
+                repeats=repeats,
+                num_samples=num_samples,
+                seed=seed,
+                on_progress=on_progress,
+            )
     if report is not None:
         report.write_text(study_report.page(found), encoding="utf-8")
     if as_json:
@@ -317,44 +345,46 @@ def tune(
         ensemble=ensemble,
         repository=repository,
     )
-    with quiet_start():
-        from training import cores, pipeline, summary, tune_summary
-        from training import tune as tuning
-        from training.collapse import TRIES
-        from training.splits import split
+    published = publication(repository, request.name)
+    with interruptible(lambda: f"{published()}; the same command goes on with the trials that are done"):
+        with quiet_start():
+            from training import cores, pipeline, summary, tune_summary
+            from training import tune as tuning
+            from training.collapse import TRIES
+            from training.splits import split
 
-    if request.recipe.architecture == "dense":
-        # A trial has few nets: only with convolutions are its operations long enough for several threads.
-        cores.one_thread_an_operation()
-    wanted = tuple(part.strip() for part in dimensions.split(",") if part.strip())
-    settings = tuning.Settings(
-        space=tuning.Space(request.recipe, wanted),
-        objective=tuning.check(request.data, objective, wanted),
-        trials=trials,
-        folds=folds,
-        outer_folds=outer_folds,
-        num_samples=tuning.SCORE_DRAWS,
-        seed=seed,
-        timeout_s=timeout,
-        storage=storage,
-        name=request.name,
-    )
-    rows = split(request.data.y, request.data.task).train
-    for note in tuning.rare_classes(request.data, rows, settings):
-        print(f"note: {note}", file=sys.stderr)
-    reporter = Reporter(quiet=as_json)
-    with reporter.trials(request.name, trials) as on_progress:
-        found = tuning.tune(request.data, rows, settings, on_progress)
-    if worker:
-        print(json.dumps(tune_summary.document(found, settings)) if as_json else "the trials are done")
-        return
-    published = pipeline.train(replace(request, recipe=found.recipe, tries=TRIES), reporter)
-    if as_json:
-        print(json.dumps(summary.document(published) | {"tuning": tune_summary.document(found, settings)}, indent=2))
-    else:
-        print(tune_summary.sentences(found, settings))
-        print(summary.sentences(published))
-        Console().print(summary.table(published))
+        if request.recipe.architecture == "dense":
+            # A trial has few nets: only with convolutions are its operations long enough for several threads.
+            cores.one_thread_an_operation()
+        wanted = tuple(part.strip() for part in dimensions.split(",") if part.strip())
+        settings = tuning.Settings(
+            space=tuning.Space(request.recipe, wanted),
+            objective=tuning.check(request.data, objective, wanted),
+            trials=trials,
+            folds=folds,
+            outer_folds=outer_folds,
+            num_samples=tuning.SCORE_DRAWS,
+            seed=seed,
+            timeout_s=timeout,
+            storage=storage,
+            name=request.name,
+        )
+        rows = split(request.data.y, request.data.task).train
+        for note in tuning.rare_classes(request.data, rows, settings):
+            print(f"note: {note}", file=sys.stderr)
+        reporter = Reporter(quiet=as_json)
+        with reporter.trials(request.name, trials) as on_progress:
+            found = tuning.tune(request.data, rows, settings, on_progress)
+        if worker:
+            print(json.dumps(tune_summary.document(found, settings)) if as_json else "the trials are done")
+            return
+        model = pipeline.train(replace(request, recipe=found.recipe, tries=TRIES), reporter)
+        if as_json:
+            print(json.dumps(summary.document(model) | {"tuning": tune_summary.document(found, settings)}, indent=2))
+        else:
+            print(tune_summary.sentences(found, settings))
+            print(summary.sentences(model))
+            Console().print(summary.table(model))
 
 
 @app.command()
@@ -750,10 +780,16 @@ def loadtest(
 
 
 def main() -> NoReturn:
-    """Run the command line: bad input ends with exit code 2 and one line on standard error."""
+    """Run the command line: bad input ends with exit code 2 and one line on standard error, Ctrl-C with 130 and one."""
     try:
         # Not standalone: Typer would print usage and hints around its error.
-        sys.exit(app(args=sys.argv[1:] or ["--help"], standalone_mode=False))
+        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        if code == INTERRUPTED:
+            print("interrupted", file=sys.stderr)
+        sys.exit(code)
+    except Interrupted as interrupted:
+        print(f"interrupted: {interrupted}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except (InputError, contract.ArtifactError) as error:
         message = str(error)
     except typer.TyperException as error:

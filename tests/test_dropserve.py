@@ -1,14 +1,18 @@
 """The command line as a user meets it: real processes, their exit codes, what they print and what they leave behind."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from dropserve import publication
 from models import contract
 
 ROOT = Path(__file__).parents[1]
@@ -117,6 +121,42 @@ def test_bad_input_to_train_is_one_line_and_exit_code_2_and_leaves_nothing(argum
     for word in named:
         assert word in line
     assert contents(tmp_path) == before
+
+
+def threads(process):
+    names = Path(f"/proc/{process.pid}/task").glob("*/comm")
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return {name.read_text().strip() for name in names}
+    return set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["train", "sonar", "--epochs", "1000000"], "interrupted: nothing was published\n"),
+        (["study", "sonar"], "interrupted: nothing is kept of a study that is not done\n"),
+    ],
+    ids=["train", "study"],
+)
+def test_ctrl_c_is_one_line_and_exit_code_130_and_leaves_nothing(arguments, line, tmp_path):
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    # TensorFlow's own appear when it has something to compute.
+    while process.poll() is None and not any("tf_" in name for name in threads(process)):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, found = process.communicate(timeout=300)
+    assert (process.returncode, found) == (130, line)
+    assert contents(tmp_path) == {}
+
+
+def test_what_ctrl_c_came_too_late_for_is_said_to_be_published(tmp_path):
+    (tmp_path / "sonar" / "1").mkdir(parents=True)
+    said = publication(tmp_path, "sonar")
+    assert said() == "nothing was published"
+    (tmp_path / "sonar" / "2").mkdir()
+    assert said() == "sonar 2 was published already"
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["--nonsense"], ["models", "extra"]])

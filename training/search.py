@@ -74,6 +74,9 @@ class Search:
 
 def open_storage(url: str) -> optuna.storages.BaseStorage:
     """Raises StorageError."""
+    if url.startswith("sqlite") and (url.endswith("/") or ":memory:" in url):
+        # Neither another thread nor whoever goes on would find a trial there.
+        raise StorageError(url, "keeps the trials in memory only")
     # Optuna's notes on every trial are no news beside a progress bar.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)

@@ -93,6 +93,23 @@ def test_a_kill_loses_the_running_trial_at_most(interrupted):
     assert len({trial.user_attrs["process"] for trial in ended(after.values())}) == 2
 
 
+def test_ctrl_c_says_in_a_line_that_the_same_command_goes_on_and_it_does(tmp_path):
+    arguments = ("--trials", 500, "--outer-folds", 2)
+    process = start(tmp_path, *arguments)
+    limit = time.monotonic() + WAIT_S
+    while done(tmp_path) < 2 and time.monotonic() < limit and process.poll() is None:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=WAIT_S)
+    assert (process.returncode, out) == (130, "")
+    assert err == "interrupted: nothing was published; the same command goes on with the trials that are done\n"
+    assert not (tmp_path / "artifacts").exists()
+    before = ended(trials(tmp_path))
+    assert len(before) >= 2
+    finish(start(tmp_path, "--trials", len(before), "--outer-folds", 2, "--worker"))
+    assert [trial.number for trial in ended(trials(tmp_path))] == [trial.number for trial in before]
+
+
 def test_the_winner_is_published_with_its_rates(interrupted):
     folder, _, document = interrupted
     manifest = contract.verify(folder / document["folder"])
@@ -267,6 +284,10 @@ def test_rare_classes_are_those_that_folds_lack(tmp_path, folds, outer):
         (["--objective", "rmse"], "error: objective 'rmse' for the classification of wine; wanted one of nll,"),
         (["--search", "depth"], "error: --search 'depth'; wanted some of width,max-norm,learning-rate,epochs"),
         (["--storage", "nonsense"], "error: storage 'nonsense': "),
+        (
+            ["--storage", "sqlite://"],
+            "error: storage 'sqlite://': keeps the trials in memory only; wanted a database URL",
+        ),
         (["--folds", "90"], "error: 90 folds, but "),
     ],
 )
