@@ -65,6 +65,11 @@ DEFAULT_COVERAGE = 0.9
 # Levels of the quantiles of an UncertaintyReference: ten bins of equal weight.
 REFERENCE_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
+# Of the CSV files that training reads, and scoring.
+CSV_DELIMITERS = ",;\t"
+# A file without a line's end is not read as a whole.
+_MAX_HEADER = 1_000_000
+
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?")
 
 Task = Literal["classification", "regression"]
@@ -419,6 +424,16 @@ def verify(folder: Path) -> Manifest:
         if file_digest(path).sha256 != wanted.sha256:
             raise ArtifactError(f"{path}: altered since it was published (SHA-256 does not match the manifest)")
     return manifest
+
+
+def csv_delimiter(path: Path) -> str:
+    """What stands between the values of a CSV file: of the delimiters the one that its first line has most often.
+
+    Raises OSError, UnicodeDecodeError.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        header = file.readline(_MAX_HEADER)
+    return max(CSV_DELIMITERS, key=header.count)
 
 
 def versions(repository: Path, name: str) -> list[int]:

@@ -18,7 +18,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from models.contract import Task
+from models.contract import Task, csv_delimiter
 from training.datasets import MISSING, Dataset, Kind
 from training.errors import InputError
 
@@ -34,7 +34,6 @@ MAX_INFERRED_CLASSES = 20
 MIN_CLASS_ROWS = 5
 MIN_ROWS = 10
 
-_DELIMITERS = ",;\t"
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 # With a decimal comma or marks between thousands: 1,5 and 1.234,5 and 1,234.5, but no list of numbers, as 1,2,3.
 _COMMA_NUMBER = r"^\s*[+-]?((\d{1,3}(\.\d{3})+|\d*),\d+|\d{1,3}(,\d{3})+(\.\d*)?)([eE][+-]?\d+)?\s*$"
@@ -161,12 +160,9 @@ def file_columns(path: Path, left_out: set[str], texts: Collection[str] = ()) ->
 
 
 def _csv(path: Path, texts: Collection[str]) -> pa.Table:
-    with path.open(encoding="utf-8-sig") as stream:
-        header = stream.readline(1_000_000)
-    delimiter = max(_DELIMITERS, key=header.count)
     return pyarrow.csv.read_csv(
         path,
-        parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=csv_delimiter(path), newlines_in_values=True),
         convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string())),
     )
 

@@ -22,6 +22,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from models.contract import csv_delimiter
 from serving.errors import choices
 from serving.scoring.errors import ScoreError
 
@@ -36,8 +37,6 @@ BLOCK_BYTES = 2**22
 # A CSV part is read at once: its bytes are bounded as well.
 PART_BYTES = 2**26
 _QUOTE, _NEWLINE = b'"', b"\n"
-# As training reads them.
-_DELIMITERS = ",;\t"
 
 
 class Part(BaseModel):
@@ -228,15 +227,8 @@ def _csv_chunks(path: Path, part: Part, columns: pa.Schema, chunk_rows: int) -> 
 def _csv_schema(path: Path) -> pa.Schema:
     # One record, as a name may have a line's end in it.
     with path.open(encoding="utf-8-sig", newline="") as file:
-        names = next(csv.reader(file, delimiter=_delimiter(path)), [])
+        names = next(csv.reader(file, delimiter=csv_delimiter(path)), [])
     return pa.schema([(name, pa.string()) for name in names])
-
-
-def _delimiter(path: Path) -> str:
-    """What stands most often in the first line."""
-    with path.open(encoding="utf-8-sig") as file:
-        header = file.readline(1_000_000)
-    return max(_DELIMITERS, key=header.count)
 
 
 def _survey_csv(path: Path, part_rows: int, first_index: int) -> tuple[Source, list[Part]]:
@@ -265,7 +257,7 @@ def _survey_csv(path: Path, part_rows: int, first_index: int) -> tuple[Source, l
     if size > start:
         lines += here != size
         cut(size)
-    delimiter = _delimiter(path)
+    delimiter = csv_delimiter(path)
     if not cuts:
         cuts.append((0, 0, size, size))
     parts = [

@@ -19,6 +19,7 @@ from models.contract import (
     ConformalScores,
     Manifest,
     check_name,
+    csv_delimiter,
     manifest_bytes,
     model_names,
     read_manifest,
@@ -200,3 +201,19 @@ def test_versions_are_whole_numbers_only(tmp_path):
     (tmp_path / "Wrong Name" / "1").mkdir(parents=True)
     assert versions(tmp_path, "net") == [1, 2, 10]
     assert model_names(tmp_path) == ["net"]
+
+
+@pytest.mark.parametrize(
+    ("text", "delimiter"),
+    [
+        ("a,b;c,d\n1;2;3;4;5\n", ","),
+        ("\ufeffprice, old;price, new;kind;size\n", ";"),
+        ("a\tb,c\td", "\t"),
+        ("only\n1,5\n", ","),
+        ("", ","),
+    ],
+)
+def test_csv_delimiter_is_what_the_first_line_has_most_often(tmp_path, text, delimiter):
+    path = tmp_path / "rows.csv"
+    path.write_text(text, encoding="utf-8")
+    assert csv_delimiter(path) == delimiter
