@@ -5,6 +5,7 @@ Needs pydantic and nothing else: no Keras, no TensorFlow. Serving imports this m
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import itertools
 import math
@@ -426,14 +427,39 @@ def verify(folder: Path) -> Manifest:
     return manifest
 
 
+class NotUtf8(Exception):
+    """A file is in another encoding. `str()` says what was found and what is wanted, without the file's name."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(f"not UTF-8 text ({found}); wanted a CSV file saved as UTF-8")
+
+
 def csv_delimiter(path: Path) -> str:
     """What stands between the values of a CSV file: of the delimiters the one that its first line has most often.
 
-    Raises OSError, UnicodeDecodeError.
+    Raises OSError, NotUtf8.
     """
-    with path.open(encoding="utf-8-sig") as file:
-        header = file.readline(_MAX_HEADER)
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            header = file.readline(_MAX_HEADER)
+    except UnicodeDecodeError as error:
+        raise not_utf8(path) from error
+    if "\0" in header:
+        raise not_utf8(path)
     return max(CSV_DELIMITERS, key=header.count)
+
+
+def not_utf8(path: Path) -> NotUtf8:
+    """What is wrong with a file that cannot be decoded: its first line that is not UTF-8."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if number == 1 and (line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in line):
+                return NotUtf8("UTF-16, as it looks")
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return NotUtf8(f"byte 0x{line[error.start]:02x} in line {number}")
+    return NotUtf8("it has changed meanwhile")
 
 
 def versions(repository: Path, name: str) -> list[int]:

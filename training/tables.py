@@ -18,7 +18,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from models.contract import Task, csv_delimiter
+from models.contract import NotUtf8, Task, csv_delimiter, not_utf8
 from training.datasets import MISSING, Dataset, Kind
 from training.errors import InputError
 
@@ -37,6 +37,8 @@ MIN_ROWS = 10
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 # With a decimal comma or marks between thousands: 1,5 and 1.234,5 and 1,234.5, but no list of numbers, as 1,2,3.
 _COMMA_NUMBER = r"^\s*[+-]?((\d{1,3}(\.\d{3})+|\d*),\d+|\d{1,3}(,\d{3})+(\.\d*)?)([eE][+-]?\d+)?\s*$"
+# Of Arrow's message where a column that must be text is in another encoding.
+_INVALID_TEXT = "invalid UTF8"
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # TensorFlow takes smaller numbers than float32's least normal one for 0.
 _LEAST_SPREAD = 100 * float(np.finfo(np.float32).tiny)
@@ -141,6 +143,8 @@ def file_columns(path: Path, left_out: set[str], texts: Collection[str] = ()) ->
         raise TableError(path, "not found; wanted a CSV or Parquet file")
     try:
         table = _csv(path, texts) if path.suffix.lower() == CSV else _parquet(path)
+    except NotUtf8 as error:
+        raise TableError(path, str(error)) from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         kind = "CSV" if path.suffix.lower() == CSV else "Parquet"
         raise TableError(
@@ -160,11 +164,20 @@ def file_columns(path: Path, left_out: set[str], texts: Collection[str] = ()) ->
 
 
 def _csv(path: Path, texts: Collection[str]) -> pa.Table:
-    return pyarrow.csv.read_csv(
-        path,
-        parse_options=pyarrow.csv.ParseOptions(delimiter=csv_delimiter(path), newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string())),
-    )
+    try:
+        table = pyarrow.csv.read_csv(
+            path,
+            parse_options=pyarrow.csv.ParseOptions(delimiter=csv_delimiter(path), newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string())),
+        )
+    except pa.ArrowInvalid as error:
+        if _INVALID_TEXT in str(error):
+            raise not_utf8(path) from error
+        raise
+    # Where nobody asked for a type, text that is none has become bytes.
+    if any(pa.types.is_binary(field.type) for field in table.schema):
+        raise not_utf8(path)
+    return table
 
 
 def _parquet(path: Path) -> pa.Table:

@@ -7,6 +7,7 @@ where the text ends a line outside of quotes, and each part remembers its bytes.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import glob
 import hashlib
@@ -22,7 +23,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from models.contract import csv_delimiter
+from models.contract import NotUtf8, csv_delimiter, not_utf8
 from serving.errors import choices
 from serving.scoring.errors import ScoreError
 
@@ -123,6 +124,8 @@ def schema(path: Path) -> pa.Schema:
     """A file's columns. Those of a CSV file are text: what is a number, the model knows."""
     try:
         found = pq.read_schema(path) if kind(path) == "parquet" else _csv_schema(path)
+    except NotUtf8 as error:
+        raise ScoreError(f"{path}: {error}") from error
     except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
         raise ScoreError(f"{path}: cannot be read ({_first_line(error)}); wanted a {kind(path)} file") from error
     if not found.names:
@@ -134,7 +137,7 @@ def schema(path: Path) -> pa.Schema:
 
 
 def survey(path: Path, part_rows: int, first_index: int) -> tuple[Source, list[Part]]:
-    """A file's digest, and its parts, numbered from `first_index`; at least one, be it empty."""
+    """A file's digest, and its parts, numbered from `first_index`; at least one, be it empty. Raises ScoreError."""
     try:
         if kind(path) == "csv":
             return _survey_csv(path, part_rows, first_index)
@@ -142,7 +145,9 @@ def survey(path: Path, part_rows: int, first_index: int) -> tuple[Source, list[P
         digest = hashlib.sha256()
         for block in _blocks(path):
             digest.update(block)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except NotUtf8 as error:
+        raise ScoreError(f"{path}: {error}") from error
+    except (pa.ArrowException, OSError) as error:
         raise ScoreError(f"{path}: cannot be read ({_first_line(error)})") from error
     parts = [
         Part(
@@ -225,9 +230,13 @@ def _csv_chunks(path: Path, part: Part, columns: pa.Schema, chunk_rows: int) -> 
 
 
 def _csv_schema(path: Path) -> pa.Schema:
-    # One record, as a name may have a line's end in it.
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        names = next(csv.reader(file, delimiter=csv_delimiter(path)), [])
+    delimiter = csv_delimiter(path)
+    try:
+        # One record, as a name may have a line's end in it.
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            names = next(csv.reader(file, delimiter=delimiter), [])
+    except UnicodeDecodeError as error:
+        raise not_utf8(path) from error
     return pa.schema([(name, pa.string()) for name in names])
 
 
@@ -245,7 +254,7 @@ def _survey_csv(path: Path, part_rows: int, first_index: int) -> tuple[Source, l
             cuts.append((first_row, lines - 1 - first_row, start, stop))
         start, first_row = stop, lines - 1
 
-    for block in _blocks(path):
+    for block in _text_blocks(path):
         digest.update(block)
         for end in _line_ends(block, quotes):
             lines += 1
@@ -290,6 +299,18 @@ def _blocks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
             yield block
+
+
+def _text_blocks(path: Path) -> Iterator[bytes]:
+    """The same of a text: another encoding is found before any of it is scored. Raises NotUtf8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for block in _blocks(path):
+            decoder.decode(block)
+            yield block
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise not_utf8(path) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -436,6 +436,27 @@ def test_two_at_once_on_the_same_output_are_refused(score, table, trained, tmp_p
     assert score(tmp_path / "in.parquet", tmp_path / "out", part_rows=100).scored == 208
 
 
+@pytest.mark.parametrize(
+    ("encoding", "row", "said"),
+    [
+        ("latin-1", 0, r"byte 0xe4 in line 2"),
+        # Beyond what is read for the header.
+        ("latin-1", 207, r"byte 0xe4 in line 209"),
+        ("utf-16", 0, "UTF-16, as it looks"),
+        ("utf-16-le", 0, "UTF-16, as it looks"),
+    ],
+)
+def test_another_encoding_is_refused_before_anything_is_scored(score, table, tmp_path, encoding, row, said):
+    names = table["id"].to_pylist()
+    names[row] = "ä"
+    pyarrow.csv.write_csv(table.set_column(0, "id", pa.array(names)), tmp_path / "in.csv")
+    text = (tmp_path / "in.csv").read_text(encoding="utf-8")
+    (tmp_path / "in.csv").write_text(text, encoding=encoding)
+    with pytest.raises(ScoreError, match=rf"in\.csv: not UTF-8 text \({said}\); wanted a CSV file saved as UTF-8$"):
+        score(tmp_path / "in.csv", tmp_path / "out.parquet", part_rows=10)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+
+
 def test_names_with_an_underscore_are_refused_in_a_folder_and_scored_where_they_are_meant(score, table, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()

@@ -301,7 +301,10 @@ def test_each_bad_file_has_its_line_and_leaves_nothing_behind(name, tmp_path):
     [
         ("none.csv", None, "not found; wanted a CSV or Parquet file"),
         ("bad.parquet", b"PAR1 and nothing of the kind", "cannot be read as Parquet"),
-        ("bad.csv", b"a,kind\n\xff\xfe,1\n", "cannot be read as CSV"),
+        ("bad.csv", b"a,kind\n\xff\xfe,1\n", "not UTF-8 text (byte 0xff in line 2); wanted a CSV file saved as UTF-8"),
+        ("latin1.csv", "größe,kind\n1,2\n".encode("latin-1"), "not UTF-8 text (byte 0xf6 in line 1); wanted a CSV"),
+        ("utf16.csv", "size,kind\n1,2\n".encode("utf-16"), "not UTF-8 text (UTF-16, as it looks); wanted a CSV file"),
+        ("no-bom.csv", "size,kind\n1,2\n".encode("utf-16-le"), "not UTF-8 text (UTF-16, as it looks); wanted a CSV"),
         ("folder.csv", ..., "is a folder; wanted a CSV or Parquet file"),
     ],
 )
@@ -314,6 +317,15 @@ def test_what_is_no_table_is_refused(name, content, said, tmp_path):
     with pytest.raises(TableError, match=f"^{re.escape(str(path))}: .*{re.escape(said)}") as refused:
         read(path)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("types", [(), ("name=categorical",)], ids=["inferred", "asked for"])
+def test_another_encoding_far_down_a_file_is_found(tmp_path, types):
+    lines = [f"{'ä' if number == 3999 else 'abc'[number % 3]},{number % 7}.5,{number % 2}" for number in range(4000)]
+    path = tmp_path / "names.csv"
+    path.write_text("\n".join(["name,size,kind", *lines]), encoding="latin-1")
+    with pytest.raises(TableError, match=r"names\.csv: not UTF-8 text \(byte 0xe4 in line 4001\); wanted a CSV file"):
+        read(path, "kind", *types)
 
 
 def test_model_is_called_as_the_file_and_trained_by_its_size(tmp_path):
