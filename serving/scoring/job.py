@@ -33,7 +33,7 @@ from serving import lean
 from serving.errors import choices
 from serving.scoring import sources
 from serving.scoring.errors import RowRefused, ScoreError
-from serving.scoring.parts import Outcome, Shelf, open_writer, publish, reject_schema, score_part, write_text
+from serving.scoring.parts import Outcome, Shelf, fits_csv, open_writer, publish, reject_schema, score_part, write_text
 from serving.scoring.scorer import Form, Scorer, Settings
 from serving.scoring.sources import KINDS, Kind, Part, Source
 
@@ -133,9 +133,12 @@ def plan(wanted: str, out: Path, artifact: Path, settings: Settings, part_rows: 
     is_text, lists = sources.kind(files[0]) == "csv", target.shelf.kind != "csv"
     form = Form(manifest, settings, columns, str(files[0]), is_text=is_text, lists=lists)
     if target.shelf.kind == "csv":
-        nested = [field.name for field in form.schema if pa.types.is_nested(field.type)]
-        if nested:
-            raise ScoreError(f"{out}: column {nested[0]!r} holds lists, which CSV cannot; wanted a name in .parquet")
+        for field in form.schema:
+            if not fits_csv(field.type):
+                held = _in_words(field.type)
+                raise ScoreError(
+                    f"{out}: column {field.name!r} holds {held}, which CSV cannot; wanted a name in .parquet"
+                )
     surveyed: list[Source] = []
     parts: list[Part] = []
     for file in files:
@@ -147,6 +150,15 @@ def plan(wanted: str, out: Path, artifact: Path, settings: Settings, part_rows: 
     identity = ModelIdentity(name=manifest.name, version=manifest.version, sha256=manifest.sha256)
     asked = Asked(model=identity, settings=settings, part_rows=part_rows, sources=surveyed, parts=parts)
     return Job(artifact.absolute(), asked, target, form)
+
+
+def _in_words(held: pa.DataType) -> str:
+    """The values of a type, without what is in a nested one: that may be long."""
+    if pa.types.is_struct(held):
+        return "structs"
+    if pa.types.is_map(held):
+        return "maps"
+    return "lists" if pa.types.is_nested(held) and not pa.types.is_union(held) else f"values of type {held}"
 
 
 # As many threads or workers score as there are cores: more of them in TensorFlow would only wait for each other.

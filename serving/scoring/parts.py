@@ -145,6 +145,16 @@ def open_writer(path: Path, schema: pa.Schema, kind: Kind) -> Any:
     return pyarrow.csv.CSVWriter(path, schema)
 
 
+def fits_csv(held: pa.DataType) -> bool:
+    """Whether Arrow writes values of a type into a CSV file. Not those that are nested, and a few others."""
+    row = pa.RecordBatch.from_arrays([pa.nulls(1, held)], names=["x"])
+    try:
+        pyarrow.csv.write_csv(row, pa.BufferOutputStream())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return False
+    return True
+
+
 def publish(aside: Path, place: Path) -> None:
     """Rename a finished file into its place, so that it is whole there even after a power cut."""
     _sync(aside)

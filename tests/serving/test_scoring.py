@@ -395,6 +395,15 @@ def test_ray_gives_what_this_process_gives(trained, score, table, tmp_path):
         ("empty.csv", "out", [], "empty.csv: no columns"),
         ("text.parquet", "out", [], "column 'band_01' is of type string"),
         ("label.csv", "out", [], "column 'label' of its own"),
+        (
+            "struct.parquet",
+            "out.csv",
+            [],
+            "out.csv: column 'extra' holds structs, which CSV cannot; wanted a name in .parquet",
+        ),
+        ("map.parquet", "out.csv", [], "column 'extra' holds maps, which CSV cannot"),
+        ("list.parquet", "out.csv", [], "column 'extra' holds lists, which CSV cannot"),
+        ("view.parquet", "out.csv", [], "column 'extra' holds values of type string_view, which CSV cannot"),
         (".", "out", [], "Parquet and CSV files"),
         ("good.csv", "good.csv", [], "lies where the input is read from"),
         ("*.csv", "out.csv", [], "lies where the input is read from"),
@@ -414,6 +423,14 @@ def test_bad_input_ends_with_exit_code_2_and_one_line(trained, table, tmp_path, 
     texts = pa.table({name: ["0.5"] for name in BANDS})
     pq.write_table(texts, tmp_path / "text.parquet")
     pyarrow.csv.write_csv(texts.append_column("label", [["mine"]]), tmp_path / "label.csv")
+    values = {
+        "struct": pa.array([{"a": 1}, {"a": 2}]),
+        "map": pa.array([[("a", 1)], []], pa.map_(pa.string(), pa.int64())),
+        "list": pa.array([[1], [2, 3]]),
+        "view": pa.array(["a", "b"], pa.string_view()),
+    }
+    for name, extra in values.items():
+        pq.write_table(table.slice(0, 2).append_column("extra", extra), tmp_path / f"{name}.parquet")
     before = files(tmp_path)
     command = ["score", source, out, "--model", "sonar", "--repository", trained.repository, *options]
     done = dropserve(*command, cwd=tmp_path, check=False)
