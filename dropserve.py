@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from rich.progress import Progress, TextColumn
+from rich.text import Text
 from typer.core import TyperCommand
 
 from models import contract
 from models.calibration_settings import CalibrationSettings, Sets
 from serving.lean import import_tensorflow, nothing_to_collect
 from training.errors import InputError
+from training.progress import Reporter, literal_console
 
 app = typer.Typer(
     name="dropserve",
@@ -195,7 +196,6 @@ def train(
     """Train a network with dropout on DATA and publish it, with its MC dropout variant, as the next version of NAME."""
     from training.datasets import DATASETS
     from training.plan import plan
-    from training.progress import Reporter
 
     request = plan(
         data,
@@ -222,14 +222,14 @@ def train(
         if not as_json:
             print(summary.understood(request.data))
             if request.data.name not in DATASETS and request.data.columns:
-                Console().print(summary.columns(request.data))
+                literal_console().print(summary.columns(request.data))
 
         published = pipeline.train(request, Reporter(quiet=as_json))
         if as_json:
             print(json.dumps(summary.document(published), indent=2))
         else:
             print(summary.sentences(published))
-            Console().print(summary.table(published))
+            literal_console().print(summary.table(published))
 
 
 @app.command()
@@ -253,7 +253,6 @@ def study(
 ) -> None:
     """Does dropout help on DATA? Nets without it, with it here or there, and tuned, under repeated cross-validation."""
     from training.plan import check_report, dataset
-    from training.progress import Reporter
     from training.recipes import changed, recipe_of
 
     if report is not None:
@@ -281,7 +280,7 @@ def study(
     if as_json:
         print(json.dumps(study_summary.document(found), indent=2))
         return
-    console = Console()
+    console = literal_console()
     console.print(study_summary.figures_table(found))
     print()
     console.print(study_summary.comparisons_table(found))
@@ -331,7 +330,6 @@ def tune(
     from dataclasses import replace
 
     from training.plan import plan
-    from training.progress import Reporter
 
     request = plan(
         data,
@@ -384,7 +382,7 @@ def tune(
         else:
             print(tune_summary.sentences(found, settings))
             print(summary.sentences(model))
-            Console().print(summary.table(model))
+            literal_console().print(summary.table(model))
 
 
 @app.command()
@@ -423,7 +421,7 @@ def package(
         from models.package import package as publish_file
 
     classes = [label.strip() for label in labels.split(",")] if labels is not None else None
-    with Console(stderr=True).status(f"packaging {model.name}"):
+    with literal_console(stderr=True).status(Text(f"packaging {model.name}")):
         folder = publish_file(
             model,
             name=name,
@@ -460,7 +458,7 @@ def models(repository: Repository = Path("artifacts"), as_json: Json = False) ->
     if as_json:
         print(json.dumps([inventory.document(item) for item in items], indent=2))
     elif items:
-        Console().print(inventory.table(items))
+        literal_console().print(inventory.table(items))
     else:
         print(f"no models in {repository}: `dropserve train sonar` makes one")
 
@@ -497,7 +495,6 @@ def evaluate(
     """Judge NAME on held-out rows: its deterministic, Monte Carlo and calibrated answers side by side."""
     from training import held_out
     from training.inventory import published
-    from training.progress import Reporter
 
     folder = published(repository, name, version)
     manifest = contract.verify(folder)
@@ -516,7 +513,7 @@ def evaluate(
     if as_json:
         print(json.dumps(assessment_summary.document(manifest, held, judged), indent=2, allow_nan=False))
         return
-    console = Console()
+    console = literal_console()
     for one in judged:
         print(assessment_summary.title(manifest, held, one, several=len(judged) > 1))
         for table in assessment_summary.tables(held, one):
@@ -641,7 +638,7 @@ def score(
 
             engine = on_ray.engine(None if ray == RAY_HERE else ray)
         columns = (*Progress.get_default_columns(), TextColumn("{task.completed:,.0f} of {task.total:,.0f} rows"))
-        console = Console(stderr=True)
+        console = literal_console(stderr=True)
         with Progress(
             *columns, console=console, disable=as_json or not console.is_terminal, transient=True
         ) as progress:
@@ -755,7 +752,7 @@ def loadtest(
 
     try:
         traffic = choose(profile, users=users, spawn_rate=spawn_rate, run_time=run_time, rate=rate)
-        with Console(stderr=True).status(f"{profile} on {host}, {traffic.seconds:g} s a run"):
+        with literal_console(stderr=True).status(Text(f"{profile} on {host}, {traffic.seconds:g} s a run")):
             result = verdict.measure(
                 host.rstrip("/"),
                 traffic,
@@ -775,7 +772,7 @@ def loadtest(
         print(json.dumps(result.document(), indent=2))
     else:
         # Where it is piped or kept, names are not to be broken.
-        Console(width=None if sys.stdout.isatty() else 100).print(result.table())
+        literal_console(width=None if sys.stdout.isatty() else 100).print(result.table())
     raise typer.Exit(0 if result.passed else 1)
 
 

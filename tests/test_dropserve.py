@@ -123,6 +123,53 @@ def test_bad_input_to_train_is_one_line_and_exit_code_2_and_leaves_nothing(argum
     assert contents(tmp_path) == before
 
 
+# As rich reads markup: a style, an end without a beginning, a picture.
+ODD_COLUMNS = ["a[b]", "[/x]", "[red]size", ":smile:"]
+
+
+def odd_table(folder):
+    """A file with such names for itself, its columns, its categories and its classes."""
+    lines = [
+        f"{n / 7:.2f},{n % 3},{'[b]u[/b]' if n % 2 else '[/i]'},{n % 5},{['[/y]', '[z]'][n % 2]}" for n in range(60)
+    ]
+    path = folder / "rows[i][b].csv"
+    path.write_text("\n".join([",".join([*ODD_COLUMNS, "kind"]), *lines]) + "\n", encoding="utf-8")
+    return path
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(tmp_path):
+    path = odd_table(tmp_path)
+    # Where a person looks on, there are bars with the file's name as well.
+    person = {"FORCE_COLOR": "1", "NO_COLOR": "1", "COLUMNS": "120"}
+    shown = dropserve("train", path.name, "--target", "kind", "--name", "odd", "--epochs", 1, cwd=tmp_path, **person)
+    assert shown.returncode == 0, shown.stderr
+    for name in (*ODD_COLUMNS, "[/i], [b]u[/b]", "[/y], [z]"):
+        assert name in shown.stdout
+    assert path.name in shown.stderr
+    judged = dropserve("evaluate", "odd", path.name, "--subgroup", "[red]size", cwd=tmp_path, **person)
+    assert judged.returncode == 0, judged.stderr
+    for name in ("[/y]", "[z]", "[red]size", "[b]u[/b]", "[/i]"):
+        assert name in judged.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train", "rows[i][b].csv", "--target", "[/x]", "--type", "a[b]=boolean"], "column 'a[b]'"),
+        (["train", "rows[i][b].csv", "--target", "[/y]"], "wanted one of a[b], [/x], [red]size, :smile:, kind"),
+        (["package", "[/x].keras", "--name", "odd"], "[/x].keras"),
+        (["loadtest", "--host", "http://[/x]"], "http://[/x]"),
+    ],
+)
+def test_errors_name_such_names_as_they_are(arguments, named, tmp_path):
+    odd_table(tmp_path)
+    result = dropserve(*arguments, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    [line] = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert named in line
+
+
 def threads(process):
     names = Path(f"/proc/{process.pid}/task").glob("*/comm")
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):

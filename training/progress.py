@@ -18,18 +18,23 @@ from rich.progress import (
 )
 
 
+def literal_console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """A console that prints names as they are: `[x]` in a column's name is no markup, `:x:` no picture."""
+    return Console(stderr=stderr, width=width, markup=False, emoji=False)
+
+
 class Reporter:
     """Bars and spinners for the steps of one command; silent where nobody watches."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(stderr=True)
+        self.console = literal_console(stderr=True)
         self.disabled = quiet or not self.console.is_terminal
 
     @contextmanager
     def epochs(self, description: str, total: int) -> Iterator[Callable[[int, float], None]]:
         """A bar of `total` epochs; yields what to call after each with its number, from 1, and its loss."""
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("epochs, loss {task.fields[loss]:.4f}"),
@@ -42,7 +47,12 @@ class Reporter:
     @contextmanager
     def share(self, description: str) -> Iterator[Callable[[float], None]]:
         """A bar of work that is counted in shares of the whole; yields what to call with the share that is done."""
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=self.console, disable=self.disabled) as progress:
             task = progress.add_task(description, total=1.0)
             yield lambda share: progress.update(task, completed=share)
@@ -50,7 +60,12 @@ class Reporter:
     @contextmanager
     def trials(self, name: str, total: int) -> Iterator[Callable[[str, int], None]]:
         """A bar of `total` trials for every search; yields what to call with the search's name and its trials done."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("trials"))
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("trials"),
+        )
         with Progress(*columns, console=self.console, disable=self.disabled) as progress:
             bars: dict[str, TaskID] = {}
 
@@ -64,7 +79,7 @@ class Reporter:
     @contextmanager
     def step(self, description: str) -> Iterator[None]:
         """A spinner for a step whose length nobody knows."""
-        columns = (SpinnerColumn(), TextColumn("{task.description}"))
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False))
         with Progress(*columns, console=self.console, disable=self.disabled, transient=True) as progress:
             progress.add_task(description, total=None)
             yield
