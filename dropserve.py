@@ -639,9 +639,10 @@ def score(
             engine = on_ray.engine(None if ray == RAY_HERE else ray)
         columns = (*Progress.get_default_columns(), TextColumn("{task.completed:,.0f} of {task.total:,.0f} rows"))
         console = literal_console(stderr=True)
-        with Progress(
-            *columns, console=console, disable=as_json or not console.is_terminal, transient=True
-        ) as progress:
+        with (
+            Progress(*columns, console=console, disable=as_json or not console.is_terminal, transient=True) as progress,
+            interruptible(lambda: "the same command goes on with the parts that are not done"),
+        ):
             task = progress.add_task("scoring", total=planned.rows)
             if ray is None:
                 # Here, where TensorFlow's notes are kept off the terminal.

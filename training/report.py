@@ -19,6 +19,7 @@ import matplotlib
 from cycler import cycler
 from markupsafe import Markup
 from matplotlib.figure import Figure as Canvas
+from matplotlib.text import Text
 
 TEMPLATE = "report.html.jinja"
 
@@ -76,12 +77,24 @@ def draw(caption: str, on: Callable[[Canvas], None], *, width: float = 6.6, heig
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": caption}):
         canvas = Canvas(figsize=(width, height), layout="constrained")
         on(canvas)
+        _take_dollars_literally(canvas)
         file = io.StringIO()
         canvas.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = file.getvalue()
     # Groups are numbered alike in every figure, and a page has each name once.
     svg = re.sub(r'<g id="[^"]*"', "<g", svg[svg.index("<svg") :])
     return Figure(Markup(svg.replace("<svg", '<svg role="img"', 1)), caption)
+
+
+def _take_dollars_literally(canvas: Canvas) -> None:
+    """Two `$` in a name are no formula. Only matplotlib's own powers of ten are."""
+    for axes in canvas.axes:
+        # Labels of ticks have no text before they are asked for.
+        axes.get_xticklabels()
+        axes.get_yticklabels()
+    for text in canvas.findobj(Text):
+        if isinstance(text, Text) and r"\mathdefault" not in text.get_text():
+            text.set_parse_math(False)
 
 
 def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:

@@ -46,6 +46,21 @@ def test_figure_is_vectors_with_text_that_can_be_searched_and_the_same_every_tim
     assert not re.search(r"\b20\d\d-\d\d-\d\d", first.svg)
 
 
+def test_names_with_dollars_are_no_formulas():
+    name = "a$b_{$c"
+
+    def on(canvas):
+        axis = canvas.subplots()
+        axis.semilogx([1, 1_000], [0, 1], label=name)
+        axis.set_yticks([0, 1], [name, name])
+        axis.set_title(name)
+        axis.legend()
+
+    svg = draw(name, on).svg
+    assert svg.count(f">{name}</text>") == 4
+    assert ">$" not in svg, "the powers of ten"
+
+
 def test_names_inside_of_two_figures_do_not_meet():
     def other(canvas):
         canvas.subplots().scatter([1, 2], [3, 4])
