@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,9 @@ for _name in [name for name in os.environ if name.startswith("DROPSERVE_")]:
 os.environ |= {"DROPSERVE_REST_PORT": "0", "DROPSERVE_GRPC_PORT": "0", "DROPSERVE_HOST": "127.0.0.1"}
 os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="dropserve-tests-bentoml-")
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"
+# Started in the background by a shell, pytest ignores Ctrl-C, and so would all that it starts: tests send it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # The command line chooses it, and its tests want to see that.
 os.environ.pop("TF_CPP_MIN_LOG_LEVEL", None)
 

@@ -192,8 +192,11 @@ def test_ctrl_c_is_one_line_and_exit_code_130_and_leaves_nothing(arguments, line
     # TensorFlow's own appear when it has something to compute.
     while process.poll() is None and not any("tf_" in name for name in threads(process)):
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, found = process.communicate(timeout=300)
+    try:
+        process.send_signal(signal.SIGINT)
+        _, found = process.communicate(timeout=300)
+    finally:
+        process.kill()
     assert (process.returncode, found) == (130, line)
     assert contents(tmp_path) == {}
 

@@ -99,8 +99,11 @@ def test_ctrl_c_says_in_a_line_that_the_same_command_goes_on_and_it_does(tmp_pat
     limit = time.monotonic() + WAIT_S
     while done(tmp_path) < 2 and time.monotonic() < limit and process.poll() is None:
         time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=WAIT_S)
+    try:
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=WAIT_S)
+    finally:
+        process.kill()
     assert (process.returncode, out) == (130, "")
     assert err == "interrupted: nothing was published; the same command goes on with the trials that are done\n"
     assert not (tmp_path / "artifacts").exists()
