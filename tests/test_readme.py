@@ -21,7 +21,7 @@ def test_first_answer_has_the_form_that_the_readme_shows(sonar_server):
 
 
 def _form(value):
-    """Names and types, in order, without the numbers, and without how many classes a set has: that follows from them."""
+    """Names and types, in order, without the numbers, nor how many classes a set has: that follows from them."""
     if isinstance(value, dict):
         return [(name, _form(item)) for name, item in value.items()]
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
