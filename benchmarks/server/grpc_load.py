@@ -1,6 +1,6 @@
 """gRPC calls as fast as they are answered, from one process: PLACE METHOD REQUEST_FILE CALLERS SECONDS.
 
-Python's own client, which takes more time than the server does: its figures are a lower bound.
+Python's own client.
 """
 
 from __future__ import annotations
