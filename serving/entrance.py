@@ -8,8 +8,6 @@ from serving.errors import QueueFull
 from serving.overdue import Overdue
 from serving.settings import Settings
 
-# How often bodies that are being read are looked at, in seconds, at most.
-SWEEP_S = 1.0
 # Work that takes longer, in seconds, is given up when its client goes away: the connection is watched from then on.
 LONG_WORK_S = 0.02
 
@@ -18,8 +16,8 @@ class Entrance:
     def __init__(self, settings: Settings) -> None:
         self.max_body_bytes = settings.max_body_bytes
         self.body_timeout_s = settings.body_timeout_s
-        self.bodies = Overdue(settings.body_timeout_s, min(SWEEP_S, settings.body_timeout_s))
-        self.work = Overdue(LONG_WORK_S, LONG_WORK_S)
+        self.bodies = Overdue(settings.body_timeout_s)
+        self.work = Overdue(LONG_WORK_S)
         self._places = settings.max_concurrency
         self._loop: asyncio.AbstractEventLoop | None = None
 

@@ -35,7 +35,6 @@ LONGEST_TIMEOUT_S = 86_400.0
 # Of a refusal's words: more of them would not fit into the trailers that clients take.
 LONGEST_DETAILS = 1000
 BACKLOG = 1024
-SWEEP_S = 1.0
 
 # Probes are answered when no other call has a place: an overload is no reason to be started anew.
 _PROBE = b"/grpc.health.v1.Health/Check"
@@ -434,7 +433,7 @@ class Server:
         self.connections: set[Connection] = set()
         self.is_stopping = False
         self.patience_s = patience_s
-        self.slow = Overdue(patience_s, min(SWEEP_S, patience_s))
+        self.slow = Overdue(patience_s)
         self.loop: asyncio.AbstractEventLoop
         self._methods: dict[bytes, Handler] = {}
         self._listening: asyncio.Server | None = None
@@ -472,8 +471,8 @@ class Server:
             self._listening.close()
         for connection in list(self.connections):
             connection.stop()
-        ends = asyncio.get_running_loop().time() + grace_s
-        while self.open_calls and asyncio.get_running_loop().time() < ends:
+        ends = self.loop.time() + grace_s
+        while self.open_calls and self.loop.time() < ends:
             await asyncio.sleep(0.01)
         for connection in list(self.connections):
             connection.cut()

@@ -9,14 +9,17 @@ import asyncio
 import time
 from collections.abc import Callable
 
+# How often to look, in seconds, at most.
+SWEEP_S = 1.0
+
 
 class Overdue:
     """Calls back for whatever has begun and not ended within a limit. On one event loop."""
 
-    def __init__(self, limit_s: float, sweep_s: float) -> None:
-        """sweep_s: how often to look, and so how much later than the limit it may be found."""
+    def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
-        self._sweep_s = sweep_s
+        # How much later than the limit it may be found.
+        self._sweep_s = min(SWEEP_S, limit_s)
         # The oldest first.
         self._open: dict[object, tuple[float, Callable[[], None]]] = {}
         self._is_planned = False
