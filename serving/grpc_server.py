@@ -60,6 +60,7 @@ from serving.listener import listen
 from serving.observer import Exchange
 from serving.runtime import Model
 from serving.tls import Tls
+from serving.varint import varint
 
 log = structlog.get_logger()
 
@@ -465,7 +466,7 @@ def _tensor(array: np.ndarray) -> TensorProto:
     field = _FIXED_SIZE.get(values_name)
     if field is not None:
         content = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-        tensor = TensorProto.FromString(field + _varint(len(content)) + content)
+        tensor = TensorProto.FromString(field + varint(len(content)) + content)
         tensor.dtype = enum
         tensor.tensor_shape.CopyFrom(shape)
         return tensor
@@ -473,16 +474,6 @@ def _tensor(array: np.ndarray) -> TensorProto:
     if values_name == "half_val":
         flat = flat.view(np.uint16)
     return TensorProto(dtype=enum, tensor_shape=shape, **{values_name: flat.tolist()})
-
-
-def _varint(number: int) -> bytes:
-    """Protocol buffers' encoding of a length."""
-    found = bytearray()
-    while number > 127:
-        found.append(number & 127 | 128)
-        number >>= 7
-    found.append(number)
-    return bytes(found)
 
 
 # Examples.

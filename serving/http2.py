@@ -12,6 +12,8 @@ from typing import Protocol
 
 from hpack import Decoder, HPACKError, OversizedHeaderListError
 
+from serving.varint import varint
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 # Bytes that a client may send before it hears back, of one stream and of a whole connection.
 STREAM_WINDOW = 2**20
@@ -438,13 +440,7 @@ def _length(number: int) -> bytes:
     """A string's, as HPACK's integer with a prefix of seven bits."""
     if number < 127:
         return bytes((number,))
-    number -= 127
-    found = bytearray((127,))
-    while number > 127:
-        found.append(number & 127 | 128)
-        number >>= 7
-    found.append(number)
-    return bytes(found)
+    return b"\x7f" + varint(number - 127)
 
 
 def _frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
