@@ -113,6 +113,7 @@ class Core:
         gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
         self._reloader.load_all()
         self._require_a_model()
+        self._memory.give_back_libraries()
         if self.registry.default is None and len(self.registry.shelves) == 1:
             # It stays the default, whatever is published later.
             self.registry.default = next(iter(self.registry.shelves))
