@@ -132,32 +132,41 @@ class _Call:
         if method.request_streaming:
             self._stream = asyncio.Queue(WAITING_MESSAGES + 1)
 
-    def receive(self, data: bytes, max_bytes: int) -> None:
+    def receive(self, data: memoryview, max_bytes: int) -> None:
         """Raises _Ended for a message that is too long, or not to be had as it is compressed."""
-        received = self._received
-        received += data
-        while len(received) >= _PREFIX_BYTES:
-            length = int.from_bytes(received[1:_PREFIX_BYTES], "big")
+        waiting = self._received
+        whole: memoryview | bytearray = data
+        if waiting:
+            waiting += data
+            whole = waiting
+        start = 0
+        while len(whole) - start >= _PREFIX_BYTES:
+            body = start + _PREFIX_BYTES
+            length = int.from_bytes(whole[start + 1 : body], "big")
             if length > max_bytes:
                 raise _too_long(length, max_bytes)
-            end = _PREFIX_BYTES + length
-            if len(received) < end:
-                return
-            message = bytes(memoryview(received)[_PREFIX_BYTES:end])
-            if received[0]:
+            if len(whole) < body + length:
+                break
+            with memoryview(whole) as view:
+                message = bytes(view[body : body + length])
+            if whole[start]:
                 message = _decompressed(message, self.headers.get(b"grpc-encoding", b"identity"), max_bytes)
-            if len(received) == end:
-                received.clear()
-            else:
-                del received[:end]
-            if self._stream is None:
-                if self._messages:
-                    raise _Ended(grpc.StatusCode.INTERNAL, "a second message, wanted one")
-                self._messages.append(message)
-            elif self._stream.qsize() < WAITING_MESSAGES:
-                self._stream.put_nowait(message)
-            else:
-                raise _Ended(grpc.StatusCode.RESOURCE_EXHAUSTED, f"more than {WAITING_MESSAGES} messages wait")
+            start = body + length
+            self._take(message)
+        if whole is waiting:
+            del waiting[:start]
+        else:
+            waiting += whole[start:]
+
+    def _take(self, message: bytes) -> None:
+        if self._stream is None:
+            if self._messages:
+                raise _Ended(grpc.StatusCode.INTERNAL, "a second message, wanted one")
+            self._messages.append(message)
+        elif self._stream.qsize() < WAITING_MESSAGES:
+            self._stream.put_nowait(message)
+        else:
+            raise _Ended(grpc.StatusCode.RESOURCE_EXHAUSTED, f"more than {WAITING_MESSAGES} messages wait")
 
     def complete(self) -> None:
         """The caller has said all; raises _Ended where that is less or more than it should be."""
@@ -318,7 +327,7 @@ class Connection(asyncio.Protocol):
         else:
             server.slow.begin(call, lambda: self._expire_slow(call))
 
-    def data(self, stream: int, content: bytes) -> None:
+    def data(self, stream: int, content: memoryview) -> None:
         call = self._calls.get(stream)
         if call is None or call.trailers is not None:
             return

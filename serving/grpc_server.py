@@ -415,11 +415,13 @@ def _array(item: ModelInput, proto: Any, max_bytes: int) -> np.ndarray:
             raise InvalidField(field, f"{len(values)} values", f"{count}, as shape {shape} says")
         return tensors.text(item.name, values).reshape(shape)
     dtype = np.dtype(name)
-    if proto.tensor_content:
-        if len(proto.tensor_content) != count * dtype.itemsize:
-            found = f"tensor_content of {len(proto.tensor_content)} bytes"
+    # A copy each time it is asked for.
+    content = proto.tensor_content
+    if content:
+        if len(content) != count * dtype.itemsize:
+            found = f"tensor_content of {len(content)} bytes"
             raise InvalidField(field, found, f"{count * dtype.itemsize}, as shape {shape} says")
-        return np.frombuffer(proto.tensor_content, dtype).reshape(shape)
+        return np.frombuffer(content, dtype).reshape(shape)
     # A list that is too short goes on with its last value; no longer than a body of such values may be.
     if not 0 < len(values) <= count or (len(values) < count and count * dtype.itemsize > max_bytes):
         raise InvalidField(field, f"{len(values)} values", f"{count}, as shape {shape} says")

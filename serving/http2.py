@@ -8,7 +8,7 @@ has no state. Source: RFC 9113, RFC 7541.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from hpack import Decoder, HPACKError, OversizedHeaderListError
 
@@ -75,6 +75,9 @@ _HEADER_TABLE_SIZE, _MAX_CONCURRENT_STREAMS, _INITIAL_WINDOW_SIZE, _MAX_FRAME_SI
 )
 
 
+Content = TypeVar("Content", bytes, memoryview)
+
+
 class ConnectionFailed(Exception):
     """The client has broken the protocol: it has been told so in what is left to send, and the connection is over."""
 
@@ -90,7 +93,9 @@ class Handler(Protocol):
 
     def begin(self, stream: int, headers: dict[bytes, bytes]) -> None: ...
 
-    def data(self, stream: int, content: bytes) -> None: ...
+    def data(self, stream: int, content: memoryview) -> None:
+        """content: to be copied, not kept, as it holds on to all that was read with it."""
+        ...
 
     def end(self, stream: int) -> None:
         """The client has sent all."""
@@ -126,7 +131,9 @@ class Http2:
         self._handler = handler
         self._streams: dict[int, _Stream] = {}
         self._latest = 0
-        self._rest = b""
+        # What has come of something that is not whole, and at how many bytes to look again.
+        self._rest = bytearray()
+        self._needed = 0
         self._has_preface = self._has_settings = False
         self._decoder = Decoder(max_header_list_size=HEADER_BYTES)
         self._blocks: dict[bytes, dict[bytes, bytes]] = {}
@@ -202,8 +209,14 @@ class Http2:
 
     def receive(self, data: bytes) -> None:
         """Raises ConnectionFailed."""
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._needed:
+                return
+            data = bytes(self._rest)
+            self._rest.clear()
         try:
-            self._receive(self._rest + data if self._rest else data)
+            self._receive(data)
         except _Broken as error:
             self._goodbye(error.code)
             raise ConnectionFailed(error.code.name) from None
@@ -214,32 +227,45 @@ class Http2:
             if not PREFACE.startswith(data[: len(PREFACE)]):
                 raise _Broken(Code.PROTOCOL_ERROR)
             if len(data) < len(PREFACE):
-                self._rest = data
+                self._keep(data, 0)
                 return
             self._has_preface = True
             start = len(PREFACE)
+        needed = _FRAME_HEAD
         while len(data) - start >= _FRAME_HEAD:
             length = int.from_bytes(data[start : start + 3], "big")
             if length > FRAME_BYTES:
                 raise _Broken(Code.FRAME_SIZE_ERROR)
             body = start + _FRAME_HEAD
             if len(data) < body + length:
+                needed = _FRAME_HEAD + length
                 break
+            kind, flags = data[start + 3], data[start + 4]
             stream = int.from_bytes(data[start + 5 : body], "big") & _LARGEST_WINDOW
-            self._take_frame(data[start + 3], data[start + 4], stream, data[body : body + length])
+            self._expect(kind, flags, stream)
+            if kind == Kind.DATA:
+                # Large messages are mostly of these: not copied.
+                self._on_data(flags, stream, memoryview(data)[body : body + length])
+            else:
+                self._take_frame(kind, flags, stream, data[body : body + length])
             start = body + length
-        self._rest = data[start:] if start else data
+        self._keep(data[start:], needed)
 
-    def _take_frame(self, kind: int, flags: int, stream: int, content: bytes) -> None:
+    def _keep(self, rest: bytes, needed: int) -> None:
+        self._rest += rest
+        self._needed = needed
+
+    def _expect(self, kind: int, flags: int, stream: int) -> None:
+        """Settings come first, and nothing comes between the parts of a block of headers."""
         if not self._has_settings:
             if kind != Kind.SETTINGS or flags & _ACK:
                 raise _Broken(Code.PROTOCOL_ERROR)
             self._has_settings = True
         if self._headers is not None and (kind != Kind.CONTINUATION or stream != self._headers[0]):
             raise _Broken(Code.PROTOCOL_ERROR)
-        if kind == Kind.DATA:
-            self._on_data(flags, stream, content)
-        elif kind == Kind.HEADERS:
+
+    def _take_frame(self, kind: int, flags: int, stream: int, content: bytes) -> None:
+        if kind == Kind.HEADERS:
             self._on_headers(flags, stream, content)
         elif kind == Kind.CONTINUATION:
             self._on_continuation(flags, content)
@@ -325,7 +351,7 @@ class Http2:
             self._blocks[block] = found
         return found
 
-    def _on_data(self, flags: int, stream: int, content: bytes) -> None:
+    def _on_data(self, flags: int, stream: int, content: memoryview) -> None:
         if stream == 0 or stream > self._latest:
             raise _Broken(Code.PROTOCOL_ERROR)
         # Windows are opened again long before they are used up, so that none can be overrun: how much of a message is
@@ -449,7 +475,7 @@ def _frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
     )
 
 
-def _unpadded(flags: int, content: bytes) -> bytes:
+def _unpadded(flags: int, content: Content) -> Content:
     if not flags & _PADDED:
         return content
     if not content or content[0] >= len(content):
