@@ -8,7 +8,7 @@ Two lanes, so that MC work never starves predictions; in each one
   batch costs each of them less. Where requests are few there is nothing to wait for, and no timer;
 - a call that is expected to be short runs on the event loop itself, a longer one on the lane's own thread, meanwhile
   the next batch gathers; the thread of the draws has a lower priority, which counts where a core is short only;
-- a request with many rows is cut into several calls, between which others have their turn.
+- a request with more rows than a call may have is cut into several calls, between which others have their turn.
 """
 
 from __future__ import annotations
@@ -172,13 +172,16 @@ class _Lane:
         batch: list[Share] = []
         while self._waiting and not batch:
             key, queue = self._waiting.popitem(last=False)
-            room = max(1, self._batch_row_draws // queue[0].call.draws)
+            most = room = max(1, self._batch_row_draws // queue[0].call.draws)
             while queue and room:
                 ticket = queue[0]
                 if ticket.future.done():
                     self._release(queue.popleft())
                     continue
                 start = ticket.taken
+                if batch and room < ticket.rows - start <= most:
+                    # Whole in the next call: to cut it and to put it together costs more than the room is worth.
+                    break
                 ticket.taken = min(ticket.rows, start + room)
                 room -= ticket.taken - start
                 batch.append((ticket, start, ticket.taken))

@@ -134,6 +134,8 @@ class Http2:
         # What has come of something that is not whole, and at how many bytes to look again.
         self._rest = bytearray()
         self._needed = 0
+        # A frame of data whose rest is to come: its flags, its stream, and how much is missing.
+        self._unfinished: tuple[int, int, int] | None = None
         self._has_preface = self._has_settings = False
         self._decoder = Decoder(max_header_list_size=HEADER_BYTES)
         self._blocks: dict[bytes, dict[bytes, bytes]] = {}
@@ -231,21 +233,25 @@ class Http2:
                 return
             self._has_preface = True
             start = len(PREFACE)
+        elif self._unfinished:
+            flags, stream, length = self._unfinished
+            start = min(length, len(data))
+            self._take_data(flags, stream, length, memoryview(data)[:start])
         needed = _FRAME_HEAD
         while len(data) - start >= _FRAME_HEAD:
             length = int.from_bytes(data[start : start + 3], "big")
             if length > FRAME_BYTES:
                 raise _Broken(Code.FRAME_SIZE_ERROR)
             body = start + _FRAME_HEAD
-            if len(data) < body + length:
+            kind, flags = data[start + 3], data[start + 4]
+            is_data = kind == Kind.DATA and not flags & _PADDED
+            if len(data) < body + length and not is_data:
                 needed = _FRAME_HEAD + length
                 break
-            kind, flags = data[start + 3], data[start + 4]
             stream = int.from_bytes(data[start + 5 : body], "big") & _LARGEST_WINDOW
             self._expect(kind, flags, stream)
-            if kind == Kind.DATA:
-                # Large messages are mostly of these: not copied.
-                self._on_data(flags, stream, memoryview(data)[body : body + length])
+            if is_data:
+                self._take_data(flags, stream, length, memoryview(data)[body : body + length])
             else:
                 self._take_frame(kind, flags, stream, data[body : body + length])
             start = body + length
@@ -254,6 +260,15 @@ class Http2:
     def _keep(self, rest: bytes, needed: int) -> None:
         self._rest += rest
         self._needed = needed
+
+    def _take_data(self, flags: int, stream: int, length: int, content: memoryview) -> None:
+        """As much of a frame as is there: the rest is taken as if it were a frame of its own.
+
+        Large messages come in such frames, and are not copied until their reader does.
+        """
+        missing = length - len(content)
+        self._unfinished = (flags, stream, missing) if missing else None
+        self._on_data(flags & ~_END_STREAM if missing else flags, stream, content)
 
     def _expect(self, kind: int, flags: int, stream: int) -> None:
         """Settings come first, and nothing comes between the parts of a block of headers."""
@@ -265,7 +280,9 @@ class Http2:
             raise _Broken(Code.PROTOCOL_ERROR)
 
     def _take_frame(self, kind: int, flags: int, stream: int, content: bytes) -> None:
-        if kind == Kind.HEADERS:
+        if kind == Kind.DATA:
+            self._on_data(flags, stream, memoryview(content))
+        elif kind == Kind.HEADERS:
             self._on_headers(flags, stream, content)
         elif kind == Kind.CONTINUATION:
             self._on_continuation(flags, content)

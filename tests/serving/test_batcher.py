@@ -163,6 +163,20 @@ def test_a_large_request_is_cut_and_put_together_again(model, trained, inline_ms
     assert long_drawn["std"].shape == (2, 2)
 
 
+def test_a_request_that_fits_into_a_call_is_not_cut_to_fill_one(model, trained):
+    async def main():
+        batcher = batcher_of(batch_rows=100)
+        sizes = [40, 70, 30, 208, 20]
+        answers = await asyncio.gather(*[batcher.submit(predict(model), rows_of(trained, 0, size)) for size in sizes])
+        batcher.close()
+        return answers
+
+    answers = asyncio.run(main())
+    # 40; 70 and 30; of 208 twice a hundred, as they need three calls anyway; the last 8 and 20.
+    assert [rows for _, rows in model.calls] == [40, 100, 100, 100, 28]
+    assert [len(answer["probabilities"]) for answer in answers] == [40, 70, 30, 208, 20]
+
+
 def test_a_long_mc_call_makes_no_prediction_wait_for_its_end(model, trained):
     async def main():
         batcher = batcher_of(max_row_draws=10**9, max_queue_row_draws=10**9)
