@@ -5,6 +5,7 @@ folder = package(Path("net.keras"), name="net", repository=Path("artifacts"))
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
 import zipfile
@@ -14,14 +15,18 @@ from typing import Any, NamedTuple
 
 import h5py
 import keras
+import tensorflow as tf
 
 from models.artifact import publish
 from models.calibration_settings import AS_USUAL, CalibrationSettings, SettingsError
 from models.contract import DEFAULT_NUM_SAMPLES, DEFAULT_SEED, ArtifactError, Masks, Precision, Task, check_name
 from models.holdout import Holdout
+from models.stochastic import walk
 
 KERAS_SUFFIX = ".keras"
 HDF5_SUFFIXES = (".h5", ".hdf5")
+# Of the call that shows whether a network takes another number of rows than it says; few have just that one.
+_TRIAL_ROWS = 13
 
 
 class PackageError(ArtifactError):
@@ -149,19 +154,41 @@ def _loaded(path: Path, loss: Any) -> keras.Model:
 
 
 def _with_free_rows(model: keras.Model) -> keras.Model:
-    """A Sequential without an Input has as many rows as its first call had: the same layers behind a free axis."""
-    if type(model) is not keras.Sequential or not model.built:
+    """The same layers behind inputs that take any number of rows, where the model's take a fixed one.
+
+    A Sequential without an Input has as many rows as its first call had. Where a layer holds on to the number (a state
+    for each row, a reshape) the model stays as it is.
+    """
+    given = getattr(model, "inputs", None) or []
+    is_fixed = any(symbol.shape and symbol.shape[0] is not None for symbol in given)
+    if not is_fixed or any(getattr(layer, "stateful", False) for _, layer in walk(model)):
         return model
-    [given] = model.inputs
-    rows = given.shape[0] if given.shape else None
-    if rows is None or any(getattr(layer, "stateful", False) for layer in model.layers):
+    try:
+        free = _freed(model)
+        specs = [tf.TensorSpec([_TRIAL_ROWS, *symbol.shape[1:]], symbol.dtype) for symbol in given]
+        packed = specs if isinstance(free, keras.Sequential) else [keras.tree.pack_sequence_as(free.input, specs)]
+        tf.function(free, autograph=False).get_concrete_function(*packed)
+    except (TypeError, ValueError):
         return model
-    free = keras.Sequential(
-        [keras.Input(given.shape[1:], dtype=given.dtype, name=given.name), *model.layers], name=model.name
-    )
     if model.compiled:
         free.compile(optimizer=model.optimizer, loss=model.loss)
     return free
+
+
+def _freed(layer: Any) -> Any:
+    """A model, with those nested in it, behind inputs of any number of rows; another layer as it is."""
+    is_graph = type(layer) in (keras.Sequential, keras.src.models.functional.Functional)
+    if not is_graph or not layer.built:
+        return layer
+    inputs = [keras.Input(symbol.shape[1:], dtype=symbol.dtype, name=symbol.name) for symbol in layer.inputs]
+    if type(layer) is keras.Sequential:
+        return keras.Sequential([*inputs, *map(_freed, layer.layers)], name=layer.name)
+    return keras.models.clone_model(
+        layer,
+        input_tensors=keras.tree.pack_sequence_as(layer.input, inputs),
+        # Once for each, however often it is called.
+        clone_function=functools.cache(_freed),
+    )
 
 
 def _compile_with_known_loss(model: keras.Model, loss: Any) -> None:

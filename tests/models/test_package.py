@@ -125,7 +125,7 @@ def test_as_a_real_process(desk, tmp_path):
 def artifact_of(model: keras.Model, desk: Path, command, name: str, *arguments) -> Artifact:
     model.save(desk / f"{name}.keras")
     code, _, error = command(f"{name}.keras", "--name", name, *arguments)
-    assert (code, error) == (0, "")
+    assert (code, error) == (0, ""), error
     return Artifact(desk / "artifacts" / name / "1")
 
 
@@ -155,6 +155,29 @@ def test_a_sequential_network_without_an_input_takes_more_rows_than_its_first_ca
     # What is published for further training takes them too.
     saved = keras.models.load_model(desk / "artifacts" / "called" / "1" / "model.keras")
     np.testing.assert_array_equal(saved(x), model(x))
+
+
+def test_a_network_of_a_fixed_number_of_rows_takes_any(command, desk):
+    one, other = (
+        keras.Input((3,), batch_size=2, name="one"),
+        keras.Input((4,), batch_size=2, name="other", dtype="int32"),
+    )
+    x = layers.Concatenate()([layers.Dense(4, "relu")(one), layers.Flatten()(layers.Embedding(5, 2)(other))])
+    inside = keras.Input((12,), batch_size=2)
+    nested = keras.Model(inside, layers.Dropout(0.3)(inside))
+    outputs = {"p": layers.Dense(2, "softmax", name="p")(nested(x)), "q": layers.Dense(1, name="q")(nested(x))}
+    model = keras.Model({"one": one, "other": other}, outputs)
+    model.compile(loss={"p": "sparse_categorical_crossentropy", "q": "mse"})
+    artifact = artifact_of(model, desk, command, "fixed")
+    rng = np.random.default_rng(0)
+    inputs = {"one": rng.normal(size=(6, 3)).astype(np.float32), "other": rng.integers(0, 5, (6, 4)).astype(np.int32)}
+    wanted = [model({name: x[start : start + 2] for name, x in inputs.items()}) for start in (0, 2, 4)]
+    answer = artifact.answer("serving_default", inputs)
+    np.testing.assert_allclose(answer["p_probabilities"], np.concatenate([row["p"] for row in wanted]), atol=1e-6)
+    np.testing.assert_allclose(answer["q_mean"], np.concatenate([row["q"] for row in wanted])[:, 0], atol=1e-6)
+    assert artifact.sample(inputs, 50)["p_mutual_information"].min() > 0
+    saved = keras.models.load_model(desk / "artifacts" / "fixed" / "1" / "model.keras")
+    np.testing.assert_allclose(saved(inputs)["p"], answer["p_probabilities"], atol=1e-6)
 
 
 def test_what_keras_cannot_save_as_hdf5_is_published_without_that_file(command, desk):
@@ -391,9 +414,10 @@ def subclassed() -> keras.Model:
     return model
 
 
-def fixed_batch() -> keras.Model:
+def reshaped_batch() -> keras.Model:
     inputs = keras.Input((4,), batch_size=2, name="x")
-    return keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Dropout(0.5)(inputs)))
+    pairs = keras.ops.reshape(layers.Dropout(0.5)(inputs), (2, 2, 2))
+    return keras.Model(inputs, layers.Dense(1)(layers.Flatten()(pairs)))
 
 
 def two_outputs() -> keras.Model:
@@ -445,7 +469,7 @@ NETWORKS = {
         "input 'a b': as 'a_b' in the signatures it is one of two",
     ),
     "stateful": (stateful, "'memory': LSTM is stateful|batch size is fixed"),
-    "fixed batch": (fixed_batch, "input 'x': its batch size is fixed"),
+    "reshaped batch": (reshaped_batch, "input 'x': its batch size is fixed"),
     "certain output": (two_outputs, "output 'certain': no active stochastic layer"),
     "several yes-or-no answers": (
         lambda: table(layers.Dropout(0.5), units=4, activation="sigmoid"),
