@@ -192,13 +192,23 @@ def _freed(layer: Any) -> Any:
 
 
 def _compile_with_known_loss(model: keras.Model, loss: Any) -> None:
-    """Restore Keras's own loss: from it follows whether the outputs are logits."""
-    try:
-        found = keras.losses.get(loss)
-    except (TypeError, ValueError, KeyError):
-        return
+    """Restore Keras's own losses, each output's: from them follows whether the outputs are logits."""
+    if isinstance(loss, list):
+        found: Any = [_known_loss(part) for part in loss]
+    elif isinstance(loss, dict) and "class_name" not in loss:
+        found = {name: _known_loss(part) for name, part in loss.items()}
+    else:
+        found = _known_loss(loss)
     if found is not None:
         model.compile(loss=found)
+
+
+def _known_loss(loss: Any) -> Any | None:
+    """One loss as Keras serialises it; None where it is none of Keras's own."""
+    try:
+        return keras.losses.get(loss)
+    except (TypeError, ValueError, KeyError):
+        return None
 
 
 # Where Keras's own classes are looked up by a bare name: HDF5 files do not say the module.

@@ -232,6 +232,30 @@ def test_a_loss_and_a_metric_of_ones_own_do_not_stand_in_the_way(command, desk):
     assert artifact_of(model, desk, command, "own-metric").manifest.outputs[0].task == "classification"
 
 
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize("by_name", [True, False])
+def test_each_outputs_loss_counts_where_keras_cannot_compile_the_file(command, desk, suffix, by_name):
+    def own(truth, answer):
+        return keras.ops.mean(truth - answer)
+
+    x = inputs = keras.Input((4,), name="x")
+    x = layers.Dropout(0.5)(x)
+    heads = {"kind": layers.Dense(3, name="kind")(x), "size": layers.Dense(1, name="size")(x)}
+    heads["sold"] = layers.Dense(1, name="sold")(x)
+    losses = {
+        "kind": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "size": "mse",
+        "sold": keras.losses.BinaryCrossentropy(from_logits=True),
+    }
+    model = keras.Model(inputs, list(heads.values()))
+    model.compile("sgd", losses if by_name else list(losses.values()), metrics={"size": own})
+    model.save(desk / f"losses{suffix}")
+    code, output, error = command(f"losses{suffix}", "--name", "losses", "--json")
+    assert (code, error) == (0, "")
+    tasks = {output["name"]: output["task"] for output in json.loads(output)["outputs"]}
+    assert tasks == {"kind": "classification", "size": "regression", "sold": "classification"}
+
+
 @pytest.mark.parametrize(
     "change",
     [
