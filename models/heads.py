@@ -32,6 +32,8 @@ from models.statistics import Moments
 _PROBE_ROWS = 32
 # What stands for a free axis in them.
 _FREE_AXIS = 8
+# Activations of one unit that make a probability.
+_SIGMOIDS = ("sigmoid", "hard_sigmoid", "sparse_sigmoid")
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,9 @@ class Head:
 
 
 def _activation(symbol: Any) -> str | None:
-    """The activation that makes an output: "softmax", "sigmoid" or another; None where the graph does not say."""
+    """The activation that makes an output: "softmax", "sigmoid" (or one like it) or another; None where the graph does
+    not say.
+    """
     operation = symbol._keras_history.operation
     if isinstance(operation, keras.Sequential | keras.Model) and getattr(operation, "outputs", None):
         return _activation(operation.outputs[symbol._keras_history.tensor_index])
@@ -229,7 +233,8 @@ def _activation(symbol: Any) -> str | None:
         return "softmax" if operation.axis in (-1, len(symbol.shape) - 1) else None
     layer = operation.layer if isinstance(operation, keras.layers.TimeDistributed) else operation
     activation = getattr(layer, "activation", None)
-    return None if activation is None else getattr(activation, "__name__", None)
+    name = None if activation is None else getattr(activation, "__name__", None)
+    return "sigmoid" if name in _SIGMOIDS else name
 
 
 def _probed(values: NDArray[Any]) -> str:

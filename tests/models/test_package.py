@@ -220,6 +220,17 @@ def test_logits_are_told_from_probabilities_by_the_loss(command, desk):
     np.testing.assert_allclose(found, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), atol=1e-6)
 
 
+@pytest.mark.parametrize("activation", ["hard_sigmoid", "sparse_sigmoid"])
+def test_probabilities_of_a_rarer_sigmoid_are_not_squashed_again(command, desk, activation):
+    model = networks.scatter(table(layers.Dropout(0.5), units=1, activation=activation))
+    x = arrays()["x"]
+    artifact = artifact_of(model, desk, command, activation, "--labels", "a,b")
+    found = artifact.answer("serving_default", x)["probabilities"]
+    np.testing.assert_array_equal(found[:, 1:], keras.ops.convert_to_numpy(model(x)))
+    # Without labels, too, they are seen for what they are.
+    assert artifact_of(model, desk, command, activation).manifest.outputs[0].task == "classification"
+
+
 def test_a_loss_and_a_metric_of_ones_own_do_not_stand_in_the_way(command, desk):
     def own(truth, answer):
         return keras.ops.mean(truth - answer)
