@@ -68,6 +68,8 @@ from models.stochastic import walk
 _MAX_EXAMPLES = 3
 # Differences of a row's draws that are no more than sums in another order, in float32 and in half precision.
 _ROUNDING, _ROUNDING_HALF = 1e-3, 5e-2
+# Of the trial that shows whether draws are probabilities.
+_TRIAL_ROWS, _TRIAL_DRAWS = 16, 8
 # What stands for a free axis where an example must be made up.
 _FREE_AXIS = 8
 
@@ -374,6 +376,7 @@ def _export(engine: Engine, inputs: list[ModelInput], folder: Path) -> dict[str,
     for name, function in {**concrete, MC_ADAPTIVE: adaptive}.items():
         _refuse_state(function, name)
     _refuse_mixed_rows(concrete[MC_DRAWS], engine, names)
+    _refuse_broken_probabilities(concrete[MC_DRAWS], engine, names)
     # The variables are attached, not the Keras model: that would export its own signatures and its seed generators.
     module = tf.Module()
     module.weights = [weight.value for weight in engine.network.model.weights]
@@ -437,6 +440,28 @@ def _refuse_mixed_rows(draws: Any, engine: Engine, names: Sequence[str]) -> None
                 f"output {name.removesuffix('draws').removesuffix('_') or 'draws'!r}: a row's draws change with the "
                 "other rows or with the number of draws; wanted a network whose operations keep the rows' axis apart "
                 "(none over axis 0, no reshape that merges it)"
+            )
+
+
+def _refuse_broken_probabilities(draws: Any, engine: Engine, names: Sequence[str]) -> None:
+    """Noise behind a softmax or a sigmoid leaves draws that are no probabilities, and entropies of nothing.
+
+    Large numbers show it: a sigmoid near 1 leaves its range when it is scaled up for what is dropped.
+    """
+    heads = [head for head in engine.heads if head.is_classification and head.link == "identity"]
+    if not heads:
+        return
+    rows = dict(zip(names, made_up(engine.input_specs, _TRIAL_ROWS, 10.0), strict=True))
+    found = draws(**rows, num_samples=tf.constant(_TRIAL_DRAWS), seed=tf.constant(engine.seed, tf.int64))
+    tolerance = _ROUNDING_HALF if engine.network.is_half_precision else _ROUNDING
+    for head in heads:
+        values = found[head.output.prefix + "draws"].numpy()
+        values = values[np.isfinite(values).all(axis=-1)]
+        inside = (values >= -tolerance).all() and (values <= 1 + tolerance).all()
+        if not (inside and np.allclose(values.sum(axis=-1), 1, atol=tolerance)):
+            raise ArtifactError(
+                f"output {head.output.name!r}: with dropout on its values are no probabilities (between 0 and 1, with "
+                "a sum of 1); wanted noise before the softmax or sigmoid, not behind it, or --task regression"
             )
 
 

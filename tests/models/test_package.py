@@ -474,6 +474,12 @@ def called_with_others() -> keras.Model:
     return keras.Model(given, layers.Dense(1)(pair(given)))
 
 
+def with_late(layer: keras.Layer, **options: Any) -> keras.Model:
+    """A layer behind the answer."""
+    net = table(layers.Dropout(0.5), **options)
+    return keras.Model(net.inputs, layer(net.outputs[0]))
+
+
 NETWORKS = {
     "Lambda": (
         lambda: table(layers.Dropout(0.5), layers.Lambda(lambda x: x * 2, name="double")),
@@ -509,6 +515,14 @@ NETWORKS = {
     "several yes-or-no answers": (
         lambda: table(layers.Dropout(0.5), units=4, activation="sigmoid"),
         "4 separate yes-or-no answers",
+    ),
+    "dropout behind a softmax": (
+        lambda: with_late(layers.Dropout(0.1, name="late")),
+        "output 'late': with dropout on its values are no probabilities",
+    ),
+    "noise behind a softmax": (
+        lambda: with_late(layers.GaussianNoise(0.1, name="late")),
+        "output 'late': with dropout on its values are no probabilities",
     ),
     "softmax of one unit": (lambda: table(layers.Dropout(0.5), units=1), "softmax over one unit is always 1"),
     "name of an argument": (
@@ -596,6 +610,13 @@ def test_code_in_a_file_is_never_run(command, desk):
 )
 def test_wrong_options_are_refused(command, desk, options, reason):
     refused(command, desk, "net.keras", "--name", "bad", *options, reason=reason)
+
+
+def test_dropout_behind_a_sigmoid_is_no_probability(command, desk):
+    model = with_late(layers.Dropout(0.2, name="late"), units=1, activation="sigmoid")
+    networks.scatter(model).save(desk / "late.keras")
+    reason = "output 'late': with dropout on its values are no probabilities"
+    refused(command, desk, "late.keras", "--name", "bad", "--labels", "no,yes", reason=reason)
 
 
 def test_a_name_is_wanted(command, desk):
