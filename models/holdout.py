@@ -1,4 +1,5 @@
-"""Held-out rows of a packaged model: an .npz file with `x` (or one array per input name) and `y`.
+"""Held-out rows of a packaged model: an .npz file with `x` (or one array per input name) and `y`; with several outputs,
+or an input called `y`, one `y_<output>` for each output.
 
 Their first rows become the artifact's examples, and the network's figures on them go into its manifest.
 """
@@ -61,8 +62,13 @@ class Holdout:
     def matched(self, inputs: Sequence[ModelInput], outputs: Sequence[ModelOutput]) -> Rows:
         """The rows as the network's inputs and outputs want them; raises HoldoutError where they do not fit."""
         columns = self._columns(inputs)
-        targets = {output.name: f"{Y}_{output.name}" if len(outputs) > 1 else Y for output in outputs}
+        # An input may be called `y`, too.
+        is_plain = len(outputs) == 1 and Y not in columns.values()
+        targets = {output.name: Y if is_plain else f"{Y}_{output.name}" for output in outputs}
         wanted = [*columns.values(), *targets.values()]
+        both = sorted(set(columns.values()) & set(targets.values()))
+        if both:
+            raise HoldoutError(self.path, f"{both[0]!r} would be an input and an answer; rename the model's input")
         if set(self.arrays) != set(wanted):
             alternative = f" ({columns[inputs[0].name]!r} may be called {X!r})" if len(inputs) == 1 else ""
             raise HoldoutError(

@@ -319,6 +319,22 @@ def test_several_inputs_and_outputs(command, desk):
     assert figures["size_mae"] == pytest.approx(np.abs(error).mean())
 
 
+def test_an_input_called_y_is_not_taken_for_the_answers(command, desk):
+    given = [keras.Input((2,), name="a"), keras.Input((1,), name="y")]
+    model = keras.Model(given, layers.Dense(1, name="out")(layers.Dropout(0.4)(layers.Concatenate()(given))))
+    random = np.random.default_rng(0)
+    rows = {"a": random.normal(size=(30, 2)), "y": random.normal(size=(30, 1))}
+    networks.scatter(model).save(desk / "y.keras")
+    np.savez(desk / "y.npz", **rows)
+    options = ("y.keras", "--name", "called-y", "--calibration", "y.npz")
+    refused(command, desk, *options, reason="y.npz: holds the arrays 'a', 'y'; 'a', 'y', 'y_out' wanted")
+    truth = random.normal(size=30)
+    np.savez(desk / "y.npz", **rows, y_out=truth)
+    artifact = artifact_of(model, desk, command, "called-y", "--calibration", "y.npz")
+    error = artifact.answer("serving_default", rows)["mean"].astype(np.float64) - truth
+    assert artifact.manifest.metrics["calibration"]["rmse"] == pytest.approx(np.sqrt(np.mean(error**2)))
+
+
 # What is refused: files.
 
 
