@@ -77,7 +77,7 @@ class Engine:
         """Dropout off: the trained network's own answer."""
         answers: dict[str, tf.Tensor] = {}
         for head, tensor in zip(self.heads, self._deterministic(inputs), strict=True):
-            answers |= head.point(tensor)
+            answers = _joined(answers, head.point(tensor))
         return answers
 
     def default(self, inputs: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -114,7 +114,7 @@ class Engine:
         )
         answers: dict[str, tf.Tensor] = {}
         for head, values in zip(self.heads, collected, strict=True):
-            answers |= head.drawn(values)
+            answers = _joined(answers, head.drawn(values))
         return answers
 
     def features(self, inputs: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -451,9 +451,9 @@ class Engine:
         known = features(prefix)
         if self.novelty is not None and known is not None:
             novelty = self.novelty.of(known)
-            answers = answers | {head.output.prefix + NOVELTY: novelty for head in self.heads}
+            answers = _joined(answers, {head.output.prefix + NOVELTY: novelty for head in self.heads})
         for head in self.heads:
-            answers = answers | head.decisions(answers)
+            answers = _joined(answers, head.decisions(answers))
         return answers
 
     def _moments(self, prefix: list[tf.Tensor], first: Any, count: Any, seed: Any) -> list[Moments]:
@@ -485,7 +485,7 @@ class Engine:
     def _summary(self, moments: list[Moments], num_draws: Any, enough: bool = False) -> dict[str, tf.Tensor]:
         answers: dict[str, tf.Tensor] = {}
         for head, of_head in zip(self.heads, moments, strict=True):
-            answers |= head.summary(of_head, num_draws, enough)
+            answers = _joined(answers, head.summary(of_head, num_draws, enough))
         return answers
 
     def _stopping_error(self, moments: list[Moments], num_draws: tf.Tensor) -> tf.Tensor:
@@ -498,6 +498,16 @@ class Engine:
                 error = tf.maximum(error, floor)
             errors.append(tf.reduce_max(error, axis=list(range(1, error.shape.rank))))
         return tf.reduce_max(tf.stack(errors), axis=0)
+
+
+def _joined(answers: dict[str, tf.Tensor], more: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Both outputs' answers. Raises ArtifactError where one name would stand for two of them."""
+    both = sorted(answers.keys() & more.keys())
+    if both:
+        raise ArtifactError(
+            f"outputs: {both[0]!r} in the signatures would be an answer of two of them; rename one of the outputs"
+        )
+    return answers | more
 
 
 def _of_draws(source: Callable[[Noise], tf.Tensor], own: tf.Tensor, noise: Noise) -> tf.Tensor:

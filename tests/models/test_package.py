@@ -335,6 +335,21 @@ def test_an_input_called_y_is_not_taken_for_the_answers(command, desk):
     assert artifact.manifest.metrics["calibration"]["rmse"] == pytest.approx(np.sqrt(np.mean(error**2)))
 
 
+def test_outputs_whose_answers_would_have_one_name_are_refused(command, desk):
+    """`size_epistemic_std`: how uncertain the size is, and how far the answers of `size_epistemic` spread."""
+    x = inputs = keras.Input((4,), name="x")
+    x = layers.Dropout(0.5)(x)
+    model = keras.Model(inputs, [layers.Dense(1, name=name)(x) for name in ("size", "size_epistemic")])
+    # While the noise is not known there is no `std`.
+    artifact = artifact_of(networks.scatter(model), desk, command, "alike")
+    assert len(artifact.manifest.outputs) == 2
+    random = np.random.default_rng(0)
+    targets = {"y_size": random.normal(size=30), "y_size_epistemic": random.normal(size=30)}
+    np.savez(desk / "alike.npz", x=random.normal(size=(30, 4)), **targets)
+    options = ("alike.keras", "--name", "alike", "--calibration", "alike.npz")
+    refused(command, desk, *options, reason="'size_epistemic_std' in the signatures would be an answer of two")
+
+
 # What is refused: files.
 
 
