@@ -22,6 +22,8 @@ from models.contract import ArtifactError, ModelInput, ModelOutput
 Array = NDArray[Any]
 
 X, Y = "x", "y"
+# Answers that are ends of intervals.
+_ENDS = ("lower", "upper")
 # Rows a call of the network, and numbers of an answer that a call may make at most.
 _BATCH = 256
 _BATCH_NUMBERS = 2**24
@@ -114,8 +116,17 @@ class Holdout:
         if array.dtype.kind not in accepted:
             raise HoldoutError(self.path, f"{name}: type {array.dtype} found, {item.dtype} wanted")
         if dtype == tf.string:
-            return array.astype(str).astype(object)
-        self._check_finite(name, array)
+            texts = self._texts(name, array).astype(object)
+            self._check_missing(name, texts == "", item)
+            return texts
+        if item.features is not None and array.dtype.kind == "f":
+            holes = np.isnan(array)
+            self._check_missing(name, holes, item)
+            self._check_finite(name, np.where(holes, 0, array))
+        else:
+            self._check_finite(name, array)
+        if dtype.is_floating:
+            self._check_size(name, array, dtype)
         if dtype.is_integer and (array.min(initial=0) < dtype.min or array.max(initial=0) > dtype.max):
             raise HoldoutError(self.path, f"{name}: values beyond {item.dtype} ({dtype.min} to {dtype.max})")
         return array.astype(dtype.as_numpy_dtype)
@@ -137,14 +148,16 @@ class Holdout:
         if array.dtype.kind not in "biuf":
             raise HoldoutError(self.path, f"{name}: type {array.dtype} found, numbers wanted")
         self._check_finite(name, array)
+        self._check_size(name, array, tf.float32)
         return array.astype(np.float64)
 
     def _classes(self, name: str, array: Array, labels: list[str]) -> Array:
         if array.dtype.kind in "US":
-            unknown = sorted(set(np.unique(array.astype(str)).tolist()) - set(labels))
+            texts = self._texts(name, array)
+            unknown = sorted(set(np.unique(texts).tolist()) - set(labels))
             if unknown:
                 raise HoldoutError(self.path, f"{name}: label {unknown[0]!r} found, one of {', '.join(labels)} wanted")
-            return np.vectorize(labels.index, otypes=[np.int64])(array.astype(str))
+            return np.vectorize(labels.index, otypes=[np.int64])(texts)
         if array.dtype.kind not in "biuf":
             raise HoldoutError(self.path, f"{name}: type {array.dtype} found, class numbers or labels wanted")
         self._check_finite(name, array)
@@ -161,6 +174,34 @@ class Holdout:
         if not (np.isin(array, (0, 1)).all() and (array.sum(axis=-1) == 1).all()):
             raise HoldoutError(self.path, f"{name}: shape {array.shape} found, but its rows are not one-hot")
         return array.argmax(axis=-1)
+
+    def _texts(self, name: str, array: Array) -> Array:
+        """Texts, of bytes the UTF-8 that TensorFlow's texts are."""
+        if array.dtype.kind == "U":
+            return array
+        try:
+            return np.char.decode(array, "utf-8")
+        except UnicodeDecodeError as error:
+            raise HoldoutError(self.path, f"{name}: bytes found that are not UTF-8, texts wanted") from error
+
+    def _check_missing(self, name: str, holes: Array, item: ModelInput) -> None:
+        """Of a table's input [N] or [N, F] no value is missing but in columns where that is allowed."""
+        if item.features is None:
+            return
+        wrong = holes.reshape(len(holes), -1) & ~np.array([feature.nullable for feature in item.features])
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0].tolist()
+            whose = f" of column {item.features[column].name!r}" if item.shape else ""
+            raise HoldoutError(self.path, f"{name}: no value{whose} in row {row}, where one was never missing before")
+
+    def _check_size(self, name: str, array: Array, dtype: tf.DType) -> None:
+        """No finite number is beyond the type that holds it in the graph."""
+        if array.dtype.kind == "b":
+            return
+        wrong = np.abs(array.astype(np.float64)) > float(dtype.max)
+        if wrong.any():
+            row = int(np.argwhere(wrong)[0][0])
+            raise HoldoutError(self.path, f"{name}: {array[wrong].flat[0]:g} found in row {row}, beyond {dtype.name}")
 
     def _check_finite(self, name: str, array: Array) -> None:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -229,7 +270,7 @@ class Rows:
             )
             for start in range(0, self.count, batch)
         ]
-        return {name: np.concatenate([part[name].numpy() for part in answers]) for name in answers[0]}
+        return finite({name: np.concatenate([part[name].numpy() for part in answers]) for name in answers[0]})
 
     def figures(self, answer: Answer, specs: Sequence[tf.TensorSpec]) -> dict[str, float]:
         """Figures of `answer`, the network with dropout off; with several outputs their names are prefixed.
@@ -244,6 +285,27 @@ class Rows:
             values = answers[output.prefix + key].astype(np.float64)
             found |= {output.prefix + name: value for name, value in measure(values, target).items()}
         return found
+
+
+class NotFinite(ArtifactError):
+    """A network has no answer to a row. One line: the row, what was found, what is wanted."""
+
+    def __init__(self, row: int, name: str, value: float) -> None:
+        super().__init__(
+            f"row {row}: the network answers with {name} {value:g}; wanted rows of the size that it was trained on, "
+            "and weights that training did not drive to infinity"
+        )
+
+
+def finite(answers: dict[str, Array]) -> dict[str, Array]:
+    """The answers [N, ...] by name; raises NotFinite where a row's are not. Only ends of intervals may be infinite."""
+    for name, values in answers.items():
+        if values.dtype.kind != "f" or name.endswith(_ENDS):
+            continue
+        wrong = ~np.isfinite(values)
+        if wrong.any():
+            raise NotFinite(int(np.argwhere(wrong)[0][0]), name, float(values[wrong].flat[0]))
+    return answers
 
 
 def _plain(array: Array) -> list[Any]:

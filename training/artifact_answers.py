@@ -23,6 +23,7 @@ from models.contract import (
     ModelOutput,
     Temperature,
 )
+from models.holdout import finite
 from models.members import member_symbols
 
 Array = NDArray[Any]
@@ -149,7 +150,7 @@ class Artifact:
 
     def _run(self, signature: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         parts = [self._loaded.signatures[signature](**part) for part in self._parts(inputs, BATCH_ROWS)]
-        return {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
+        return finite({name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]})
 
     def _parts(self, inputs: Mapping[str, Array], batch: int) -> Any:
         rows = len(next(iter(inputs.values())))

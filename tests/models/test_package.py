@@ -272,15 +272,16 @@ def test_each_outputs_loss_counts_where_keras_cannot_compile_the_file(command, d
     [
         {"y": np.eye(3)[arrays()["y"]]},
         {"y": arrays()["y"][:, None].astype(np.float32)},
-        {"y": np.array(["a", "b", "c"])[arrays()["y"]]},
+        {"y": np.array(["a", "b", "ç"])[arrays()["y"]]},
+        {"y": np.char.encode(["a", "b", "ç"], "utf-8")[arrays()["y"]]},
         {"x": arrays()["x"].astype(np.float64)},
     ],
-    ids=["one-hot", "column of floats", "labels", "float64"],
+    ids=["one-hot", "column of floats", "labels", "labels in bytes", "float64"],
 )
 def test_targets_in_the_forms_that_keras_users_have(command, desk, change):
     np.savez(desk / "forms.npz", **arrays(**change))
     code, output, error = command(
-        *("net.keras", "--name", "forms", "--labels", "a,b,c", "--calibration", "forms.npz", "--json")
+        *("net.keras", "--name", "forms", "--labels", "a,b,ç", "--calibration", "forms.npz", "--json")
     )
     assert (code, error) == (0, "")
     np.savez(desk / "usual.npz", **arrays())
@@ -686,6 +687,8 @@ def with_value(array, row, value):
         (arrays(y=with_value(Y, 4, np.nan)), "y: NaN or infinity found in row 4"),
         (arrays(y=np.zeros((20, 2))), r"y: shape \(20, 2\) found, \(20\) wanted"),
         (arrays(y=np.full((20, 3), 0.5)), "not one-hot"),
+        (arrays(x=with_value(X, (5, 1), 1e300)), "x: 1e.300 found in row 5, beyond float32"),
+        (arrays(y=np.array([b"\xff"] * 20)), "y: bytes found that are not UTF-8"),
         (arrays(y=np.array(["d"] * 20)), "y: label 'd' found, one of 0, 1, 2 wanted"),
         (arrays(y=Y.astype(np.complex64)), "y: type complex64 found"),
     ],
@@ -693,6 +696,13 @@ def with_value(array, row, value):
 def test_rows_that_do_not_fit_are_refused(command, desk, change, reason):
     np.savez(desk / "wrong.npz", **change)
     refused(command, desk, "net.keras", "--name", "bad", "--calibration", "wrong.npz", reason=f"wrong.npz: .*{reason}")
+
+
+def test_rows_that_the_network_overflows_on_are_refused(command, desk):
+    networks.scatter(table(layers.Dropout(0.5), units=1, activation=None)).save(desk / "size.keras")
+    np.savez(desk / "wrong.npz", x=with_value(X, 5, 1e30), y=X[:, 0])
+    options = ("size.keras", "--name", "bad", "--calibration", "wrong.npz")
+    refused(command, desk, *options, reason="row 5: the network answers with .*std inf; wanted rows of the size")
 
 
 def test_a_file_that_holds_no_named_arrays_is_refused(command, desk):

@@ -312,6 +312,54 @@ def test_older_versions_are_judged_where_they_are_asked_for(desk, judged, comman
     assert "no version 3, wanted one of 1, 2" in command("sonar", "sonar", "--version", 3)[2]
 
 
+def arrays_of_guests(**changes):
+    usual = {
+        "age": np.array([np.nan, 31.0, 40.0, 77.0]),
+        "town": np.char.encode(["Ulm", "Rome", "Öland", "Oslo"], "utf-8"),
+        "member": np.array([True, False, True, False]),
+        "visits": np.array([1.0, 2.0, 3.0, 11.0]),
+        "y": np.array(["no", "yes", "yes", "no"]),
+    }
+    return {**usual, **changes}
+
+
+def test_arrays_may_miss_what_the_table_missed(desk, judged):
+    """A value, in a column that is nullable, is NaN; texts may be bytes. Beside the same rows as a table."""
+    np.savez(desk / "four.npz", **arrays_of_guests())
+    lines = [GUESTS, ",Ulm,true,1,no,up", "31,Rome,false,2,yes,up", "40,Öland,true,3,yes,up", "77,Oslo,false,11,no,up"]
+    (desk / "four.csv").write_text("\n".join(lines) + "\n")
+    found = judged("guests", "four.npz")
+    assert found["data"]["rows"] == 4
+    assert found["answers"] == judged("guests", "four.csv", "--target", "returns")["answers"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"visits": np.array([1, np.nan, 3, 4])}, "visits: no value in row 1, where one was never missing"),
+        ({"town": np.array(["Ulm", "Rome", "", "Oslo"])}, "town: no value in row 2"),
+        ({"age": np.array([1, np.inf, 3, 4])}, "age: NaN or infinity found in row 1"),
+        ({"age": np.array([1, 2, 3, 1e300])}, "age: 1e+300 found in row 3, beyond float32"),
+        ({"town": np.array([b"Ulm", b"\xff", b"", b"Oslo"])}, "town: bytes found that are not UTF-8"),
+    ],
+)
+def test_arrays_that_the_model_cannot_answer_are_one_line_and_exit_code_2(desk, command, change, named):
+    np.savez(desk / "four.npz", **arrays_of_guests(**change))
+    code, output, error = command("guests", "four.npz")
+    assert (code, output) == (2, "")
+    [line] = error.splitlines()
+    assert named in line
+
+
+def test_rows_that_the_network_overflows_on_are_one_line_and_exit_code_2(desk, command):
+    x = np.ones((3, 10))
+    x[1] = 1e30
+    np.savez(desk / "far.npz", x=x, y=np.zeros(3))
+    code, output, error = command("diabetes", "far.npz")
+    assert (code, output) == (2, "")
+    assert error.startswith("error: row 1: the network answers with epistemic_std inf; wanted rows of the size")
+
+
 def edited(change):
     """new.csv with a change to its lines."""
     return "\n".join(change(guests(60, seed=1).splitlines())) + "\n"
