@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import h5py
 import keras
+import numpy as np
 import tensorflow as tf
 
 from models.artifact import publish
@@ -95,7 +96,15 @@ def load(path: Path) -> keras.Model:
         raise PackageError(path, f"Keras {keras.__version__} cannot load it ({_reason(error)})") from error
     if not isinstance(model, keras.Model):
         raise PackageError(path, f"holds a {type(model).__name__}; wanted a whole model")
+    _refuse_no_numbers(path, model)
     return _with_free_rows(model)
+
+
+def _refuse_no_numbers(path: Path, model: keras.Model) -> None:
+    for weight in model.weights:
+        values = keras.ops.convert_to_numpy(keras.ops.cast(weight, "float32"))
+        if np.isnan(values).any():
+            raise PackageError(path, f"weight {weight.path!r} holds NaN: training diverged; wanted numbers")
 
 
 class _Configuration(NamedTuple):

@@ -512,6 +512,11 @@ def with_late(layer: keras.Layer, **options: Any) -> keras.Model:
     return keras.Model(net.inputs, layer(net.outputs[0]))
 
 
+def diverged(model: keras.Model) -> keras.Model:
+    model.layers[-1].kernel.assign(np.full(model.layers[-1].kernel.shape, np.nan))
+    return model
+
+
 NETWORKS = {
     "Lambda": (
         lambda: table(layers.Dropout(0.5), layers.Lambda(lambda x: x * 2, name="double")),
@@ -555,6 +560,10 @@ NETWORKS = {
     "noise behind a softmax": (
         lambda: with_late(layers.GaussianNoise(0.1, name="late")),
         "output 'late': with dropout on its values are no probabilities",
+    ),
+    "weights that are no numbers": (
+        lambda: diverged(table(layers.Dropout(0.5))),
+        "weight '.*answer/kernel' holds NaN: training diverged",
     ),
     "softmax of one unit": (lambda: table(layers.Dropout(0.5), units=1), "softmax over one unit is always 1"),
     "name of an argument": (
