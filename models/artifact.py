@@ -70,6 +70,11 @@ _MAX_EXAMPLES = 3
 _ROUNDING, _ROUNDING_HALF = 1e-3, 5e-2
 # Of the trial that shows whether draws are probabilities.
 _TRIAL_ROWS, _TRIAL_DRAWS = 16, 8
+# Types that requests can carry.
+_INPUT_TYPES = (
+    *("bool", "string", "float16", "float32", "float64"),
+    *(f"{sign}int{bits}" for bits in (8, 16, 32, 64) for sign in ("", "u")),
+)
 # What stands for a free axis where an example must be made up.
 _FREE_AXIS = 8
 
@@ -288,6 +293,11 @@ def _inputs(model: keras.Model, features: list[Feature] | None) -> list[ModelInp
                 f"inputs {shapes}: {len(features)} features were named; wanted one input of that many columns, or as "
                 "many inputs of one value each"
             )
+    for name, _, dtype in found:
+        if dtype not in _INPUT_TYPES:
+            raise ArtifactError(
+                f"input {name!r}: no request carries {dtype}; wanted one of {', '.join(_INPUT_TYPES)}, cast inside"
+            )
     names = [_carried(name) for name, _, _ in found]
     for (name, _, _), carried in zip(found, names, strict=True):
         if carried in RESERVED_INPUT_NAMES:
@@ -473,7 +483,7 @@ _STATEFUL_RANDOM = frozenset(
 def _made_up_examples(inputs: list[ModelInput]) -> list[Any]:
     def value(item: ModelInput) -> Any:
         shape = [_FREE_AXIS if size is None else size for size in item.shape]
-        blank: Any = "" if item.dtype == "string" else 0.0 if item.dtype.startswith(("float", "bfloat")) else 0
+        blank: Any = {"string": "", "bool": False}.get(item.dtype, 0.0 if "float" in item.dtype else 0)
         return np.full(shape, blank).tolist() if shape else blank
 
     if len(inputs) == 1:

@@ -199,6 +199,16 @@ def test_a_dict_of_inputs_of_which_one_holds_several(command, desk):
     assert [item.name for item in artifact.manifest.inputs] == ["one", "two", "three"]
 
 
+def test_made_up_examples_are_of_their_inputs_types(command, desk):
+    """What the server warms up with, and refuses to serve a model that does not take it."""
+    given = [keras.Input((1,), name=name, dtype=name) for name in ("bool", "int64", "float32")]
+    x = layers.Concatenate()([keras.ops.cast(value, "float32") for value in given])
+    artifact = artifact_of(keras.Model(given, layers.Dense(1)(layers.Dropout(0.3)(x))), desk, command, "types")
+    (example,) = artifact.manifest.examples
+    assert example == {"bool": [False], "int64": [0], "float32": [0.0]}
+    assert {name: type(values[0]) for name, values in example.items()} == {"bool": bool, "int64": int, "float32": float}
+
+
 def test_names_that_no_signature_can_carry_are_made_plain(command, desk):
     names = ["petal-width", "1st", "class", "Sepal length (cm)", "own_name"]
     given = [keras.Input((1,), name=name) for name in names]
@@ -577,6 +587,10 @@ NETWORKS = {
     "sparse input": (
         lambda: table(layers.Dropout(0.5), input=keras.Input((4,), sparse=True, name="x")),
         "input 'x': sparse",
+    ),
+    "a type that no request carries": (
+        lambda: table(layers.Dropout(0.5), input=keras.Input((4,), dtype="bfloat16", name="x")),
+        "input 'x': no request carries bfloat16; wanted one of bool, string, float16, float32",
     ),
 }
 
