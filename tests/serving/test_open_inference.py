@@ -299,3 +299,4 @@ def test_a_bad_binary_request_is_refused(client, head, tail, length, named):
 )
 def test_unknown_paths_models_and_methods_are_refused(client, method, path, status, named):
     assert_refused(client.request(method, path, json={} if method == "POST" else None), status, named)
+        ("GET", f"/v2/models/sonar/versions/{'9' * 5_000}", 404, ["sonar", "version", "9"]),
