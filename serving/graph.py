@@ -72,7 +72,8 @@ class Graph:
         tensors = {
             name: (
                 {key: graph.get_tensor_by_name(info.name) for key, info in signature.inputs.items()},
-                {key: graph.get_tensor_by_name(info.name) for key, info in signature.outputs.items()},
+                # In the manifest's order: a protocol buffer's map has another one in each process.
+                {key: graph.get_tensor_by_name(info.name) for key, info in sorted(signature.outputs.items())},
             )
             for name, signature in signatures.items()
         }

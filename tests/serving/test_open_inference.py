@@ -107,6 +107,16 @@ def test_the_draws_have_the_mean_and_deviation_that_mc_sample_reports(client, tr
     np.testing.assert_allclose(draws.std(axis=1, ddof=1), sample["std"], atol=1e-5)
 
 
+def test_outputs_have_the_manifest_s_order(client, trained):
+    wanted = [item.name for item in trained.manifest.signatures["mc_predict"].outputs]
+    body = {"inputs": [tensor(trained.rows[:1])], "parameters": {"signature": "mc_predict"}}
+    found = client.post(INFER, json=body).raise_for_status().json()["outputs"]
+    assert [output["name"] for output in found] == wanted
+    body = {"instances": trained.instances[:1], "signature_name": "mc_predict"}
+    rows = client.post("/v1/models/sonar:predict", json=body).raise_for_status().json()["predictions"]
+    assert list(rows[0]) == wanted
+
+
 def test_only_the_outputs_asked_for_are_returned(client, trained):
     wanted = [{"name": "mutual_information"}, {"name": "std"}]
     answer = client.post(INFER, json=body(trained.rows[:2], outputs=wanted, parameters={"signature": "mc_predict"}))
@@ -290,6 +300,7 @@ def test_a_bad_binary_request_is_refused(client, head, tail, length, named):
     [
         ("GET", "/v2/models/titanic", 404, ["titanic", "sonar"]),
         ("GET", "/v2/models/sonar/versions/9", 404, ["sonar", "version", "9"]),
+        ("GET", f"/v2/models/sonar/versions/{'9' * 5_000}", 404, ["sonar", "version", "9"]),
         ("POST", "/v2/models/titanic/infer", 404, ["titanic"]),
         ("POST", "/v2/models/sonar/versions/x/infer", 404, ["sonar", "version", "x"]),
         ("GET", "/v2/models", 404, ["/v2/models"]),
@@ -299,4 +310,3 @@ def test_a_bad_binary_request_is_refused(client, head, tail, length, named):
 )
 def test_unknown_paths_models_and_methods_are_refused(client, method, path, status, named):
     assert_refused(client.request(method, path, json={} if method == "POST" else None), status, named)
-        ("GET", f"/v2/models/sonar/versions/{'9' * 5_000}", 404, ["sonar", "version", "9"]),
