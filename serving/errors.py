@@ -96,8 +96,8 @@ class VersionNotFound(NotFound):
     def __init__(self, name: str, version: int | str | None, known: Iterable[int]) -> None:
         self.name, self.version = name, version
         wanted = choices(str(other) for other in known) or "none yet"
-        found = "no version" if version is None else f"version {version}"
-        super().__init__(f"model {quote(name)}: {found} is not served, wanted one of {wanted}")
+        found = "no version is served" if version is None else f"version {version} is not served"
+        super().__init__(f"model {quote(name)}: {found}, wanted one of {wanted}")
 
 
 class LabelNotFound(InvalidRequest):
