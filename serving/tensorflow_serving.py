@@ -380,6 +380,8 @@ def _converted(value: Any) -> Any:
         raise InvalidRequest(f"JSON Value: {_shown(value)} not formatted correctly for base64 data")
     try:
         return base64.b64decode(value["b64"], validate=True).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"JSON Value: {_shown(value)} is not UTF-8 text, base64 encoded") from error
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest("Unable to base64 decode") from error
 

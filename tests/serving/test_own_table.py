@@ -1,5 +1,6 @@
 """From a file of one's own to answers over HTTP: raw rows by name, with missing values and unseen categories."""
 
+import base64
 import csv
 import json
 import subprocess
@@ -147,6 +148,12 @@ def test_other_protocols_have_one_input_a_column(client):
     inputs = [{"name": name, "shape": [1], "datatype": types[name], "data": [row[name]]} for name in row]
     open_inference = client.post("/v2/models/guests/infer", json={"inputs": inputs})
     assert open_inference.json()["outputs"][0]["data"] == expected
+    encoded = {**row, "home_town": {"b64": base64.b64encode(b"Rome").decode()}}
+    assert client.post("/v1/models/guests:predict", json={"instances": [encoded]}).json() == rest.json()
+    no_text = {**row, "home_town": {"b64": base64.b64encode(b"\xff").decode()}}
+    answer = client.post("/v1/models/guests:predict", json={"instances": [no_text]})
+    assert answer.status_code == 400
+    assert "is not UTF-8 text" in answer.json()["error"]
     for name, wrong in (("class_", ""), ("smoker", 0.5)):
         answer = client.post("/v1/models/guests:predict", json={"instances": [{**row, name: wrong}]})
         assert answer.status_code == 400
