@@ -189,12 +189,12 @@ class Services(prediction_service_pb2_grpc.PredictionServiceServicer, model_serv
 
     @_refusing
     async def Classify(self, request: Any) -> Any:
-        spec, result = await self._classify(request.model_spec, request.input)
+        spec, result = await self._classify(request.model_spec, request)
         return classification_pb2.ClassificationResponse(model_spec=spec, result=result)
 
     @_refusing
     async def Regress(self, request: Any) -> Any:
-        spec, result = await self._regress(request.model_spec, request.input)
+        spec, result = await self._regress(request.model_spec, request)
         return regression_pb2.RegressionResponse(model_spec=spec, result=result)
 
     @_refusing
@@ -204,10 +204,10 @@ class Services(prediction_service_pb2_grpc.PredictionServiceServicer, model_serv
         response = inference_pb2.MultiInferenceResponse()
         for task in request.tasks:
             if task.method_name == CLASSIFY:
-                spec, result = await self._classify(task.model_spec, request.input)
+                spec, result = await self._classify(task.model_spec, request)
                 response.results.add(model_spec=spec, classification_result=result)
             elif task.method_name == REGRESS:
-                spec, result = await self._regress(task.model_spec, request.input)
+                spec, result = await self._regress(task.model_spec, request)
                 response.results.add(model_spec=spec, regression_result=result)
             else:
                 raise InvalidField("method_name", quote(task.method_name), f"{CLASSIFY} or {REGRESS}")
@@ -258,8 +258,8 @@ class Services(prediction_service_pb2_grpc.PredictionServiceServicer, model_serv
         """The version that a label stands for, or that is named."""
         return self._model(spec).manifest.version if spec.version_label else spec.version.value
 
-    async def _classify(self, spec: Any, given: Any) -> tuple[Any, Any]:
-        model, signature, output, arrays = await self._examined(spec, given, "classification", "Regress")
+    async def _classify(self, spec: Any, request: Any) -> tuple[Any, Any]:
+        model, signature, output, arrays = await self._examined(spec, request, "classification", "Regress")
         scores = arrays[f"{output.prefix}probabilities"]
         labels = class_labels(output, scores.shape[-1])
         result = classification_pb2.ClassificationResult()
@@ -269,8 +269,8 @@ class Services(prediction_service_pb2_grpc.PredictionServiceServicer, model_serv
                 classes.classes.add(label=label, score=score)
         return _spec(model, signature), result
 
-    async def _regress(self, spec: Any, given: Any) -> tuple[Any, Any]:
-        model, signature, output, arrays = await self._examined(spec, given, "regression", "Classify")
+    async def _regress(self, spec: Any, request: Any) -> tuple[Any, Any]:
+        model, signature, output, arrays = await self._examined(spec, request, "regression", "Classify")
         values = arrays[f"{output.prefix}mean"]
         if values.size != len(values):
             raise InvalidRequest(f"the model gives {values.size // len(values)} numbers a row, wanted one: use Predict")
@@ -280,10 +280,10 @@ class Services(prediction_service_pb2_grpc.PredictionServiceServicer, model_serv
         return _spec(model, signature), result
 
     async def _examined(
-        self, spec: Any, given: Any, task: str, otherwise: str
+        self, spec: Any, request: Any, task: str, otherwise: str
     ) -> tuple[Model, str, ModelOutput, Arrays]:
         """The outputs for the request's examples, of a model that has one output of this task."""
-        model = self._model(spec)
+        model = self._model(spec, request)
         signature = _signature(model, spec)
         manifest = model.manifest
         if len(manifest.outputs) != 1:
@@ -292,7 +292,7 @@ class Services(prediction_service_pb2_grpc.PredictionServiceServicer, model_serv
             raise InvalidRequest(f"the model's task is {manifest.outputs[0].task}, wanted {task}: use {otherwise}")
         if signature == contract.MC_DRAWS:
             raise InvalidRequest(f"signature {signature} gives draws: use Predict")
-        inputs = model.reader.read([_instance(manifest, features) for features in _examples(given)])
+        inputs = model.reader.read([_instance(manifest, features) for features in _examples(request.input)])
         return (
             model,
             signature,
@@ -425,13 +425,13 @@ def _array(item: ModelInput, proto: Any, max_bytes: int) -> np.ndarray:
     # A list that is too short goes on with its last value; no longer than a body of such values may be.
     if not 0 < len(values) <= count or (len(values) < count and count * dtype.itemsize > max_bytes):
         raise InvalidField(field, f"{len(values)} values", f"{count}, as shape {shape} says")
+    found = np.array(values)
+    # Small types come in lists of larger ones, halves as their bits.
+    array = found.astype("uint16" if name == "float16" else dtype, copy=False)
+    if array.dtype.kind in "iu" and not np.array_equal(array, found):
+        raise InvalidField(field, f"values outside of {name}", f"values of {name}")
     if name == "float16":
-        array = np.array(values, np.uint16).view(np.float16)
-    else:
-        try:
-            array = np.array(values, dtype)
-        except OverflowError:
-            raise InvalidField(field, f"values outside of {name}", f"values of {name}") from None
+        array = array.view(dtype)
     if len(array) < count:
         array = np.concatenate([array, np.full(count - len(array), array[-1])])
     return array.reshape(shape)
@@ -496,6 +496,8 @@ def _examples(given: Any) -> list[dict[str, Any]]:
 def _instance(manifest: Manifest, features: dict[str, Any]) -> dict[str, Any]:
     """An example as a JSON instance: a scalar for a column, a nested list for an input that has axes."""
     axes = {item.name: item.shape for item in manifest.inputs if item.shape}
+    truths = [item for item in manifest.inputs if item.dtype == "bool"]
+    booleans = {name for item in truths for name in (item.name, *(feature.name for feature in item.features or ()))}
     instance: dict[str, Any] = {}
     for name, feature in features.items():
         kind = feature.WhichOneof("kind")
@@ -504,12 +506,14 @@ def _instance(manifest: Manifest, features: dict[str, Any]) -> dict[str, Any]:
         values: list[Any] = list(getattr(feature, kind).value)
         if kind == "bytes_list":
             values = tensors.text(name, values).tolist()
+        elif kind == "int64_list" and name in booleans:
+            # An example has no type for them.
+            values = [bool(value) if value in (0, 1) else value for value in values]
         if name not in axes:
             instance[name] = values[0] if len(values) == 1 else values
             continue
-        for size in reversed(axes[name][1:]):
-            if size is None:
-                raise InvalidRequest(f"input {quote(name)} has free axes, which an example cannot give: use Predict")
-            values = [values[start : start + size] for start in range(0, len(values), size)]
-        instance[name] = values
+        sizes = [size for size in axes[name][1:] if size is not None]
+        if len(sizes) < len(axes[name]) - 1:
+            raise InvalidRequest(f"input {quote(name)} has free axes, which an example cannot give: use Predict")
+        instance[name] = tensors.folded(values, [len(values), *sizes])
     return instance

@@ -233,9 +233,7 @@ def _nested(name: str, data: Any, shape: list[int]) -> list[Any]:
         raise InvalidField(
             f"input {quote(name)}", f"data of {len(data)} values", f"{math.prod(shape)}, as shape {shape} says"
         )
-    for size in reversed(shape[1:]):
-        data = [data[start : start + size] for start in range(0, len(data), size)]
-    return data
+    return tensors.folded(data, shape)
 
 
 def _taken(name: str, size: Any, binary: memoryview) -> tuple[memoryview, memoryview]:

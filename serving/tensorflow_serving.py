@@ -19,7 +19,7 @@ import numpy as np
 from google.protobuf.json_format import MessageToDict
 
 from models import contract
-from models.contract import SignatureTensor
+from models.contract import Manifest, SignatureTensor
 from serving import tensors
 from serving.answers import class_labels
 from serving.core import Core
@@ -142,7 +142,7 @@ class TensorFlowServing:
             )
         if signature == contract.MC_DRAWS:
             raise InvalidRequest(f"Signature {signature} has no {task} output")
-        inputs = model.reader.read(_instances(content, method))
+        inputs = model.reader.read(_instances(model.manifest, content, method))
         outputs = await self._run(request, model, signature, inputs)
         if task == "regression":
             values = outputs["mean"]
@@ -406,7 +406,7 @@ def _scalar(item: SignatureTensor, value: Any) -> int:
     return number
 
 
-def _instances(content: dict[str, Any], method: str) -> list[Any]:
+def _instances(manifest: Manifest, content: dict[str, Any], method: str) -> list[Any]:
     """The `examples` of classify and regress as instances; `context` has the features that all of them share."""
     examples = content.get("examples")
     if examples is None:
@@ -419,14 +419,25 @@ def _instances(content: dict[str, Any], method: str) -> list[Any]:
     for example in (shared, *examples):
         if type(example) is not dict:
             raise InvalidRequest(f"Example must be JSON object but got JSON {_json_type(example)}")
-    return [{name: _feature(value) for name, value in {**shared, **example}.items()} for example in examples]
+    shapes = {item.name: item.shape for item in manifest.inputs}
+    return [
+        {name: _feature(value, shapes.get(name, [])) for name, value in {**shared, **example}.items()}
+        for example in examples
+    ]
 
 
-def _feature(value: Any) -> Any:
-    """A feature's value: a list with one value is the value."""
-    if type(value) is list and len(value) == 1 and type(value[0]) is not list:
-        value = value[0]
-    return _converted(value) if _is_base64(value) else value
+def _feature(value: Any, shape: list[int | None]) -> Any:
+    """A feature's value. A list with one value is the value; of an input that has axes, [*shape], it may be flat."""
+    if type(value) is not list:
+        return _converted(value) if _is_base64(value) else value
+    if list in set(map(type, value)):
+        return value
+    values = [_converted(entry) if _is_base64(entry) else entry for entry in value]
+    if not shape:
+        return values[0] if len(values) == 1 else values
+    sizes = [size for size in shape[1:] if size is not None]
+    # Where axes are free, only nesting can say how long they are.
+    return tensors.folded(values, [len(values), *sizes]) if len(sizes) == len(shape) - 1 else values
 
 
 # Writing an answer.

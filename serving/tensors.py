@@ -86,6 +86,13 @@ def nested(item: ModelInput, array: np.ndarray) -> list[Any]:
     return values
 
 
+def folded(values: list[Any], shape: Sequence[int]) -> list[Any]:
+    """Values, flat in row-major order, nested as the shape [M, ...] says."""
+    for size in reversed(shape[1:]):
+        values = [values[start : start + size] for start in range(0, len(values), size)]
+    return values
+
+
 def instances(manifest: Manifest, values: Mapping[str, list[Any]]) -> list[Any]:
     """Rows as `InstanceReader` reads them, from one nested list [N, ...] by input name."""
     columns = [values[item.name] for item in manifest.inputs]
