@@ -36,7 +36,8 @@ _HEAD_END = b"\r\n\r\n"
 # What a request may say of itself besides what is looked at; with anything else it is uvicorn's.
 _LENGTH, _TYPE, _CONNECTION = b"content-length", b"content-type", b"connection"
 _REQUEST_ID, _TRACE = b"x-request-id", b"traceparent"
-_OTHERS = frozenset((b"transfer-encoding", b"expect", b"upgrade"))
+_OTHERS = frozenset((b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"))
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 Handler = Callable[[dict[str, Any], bytes, Exchange], Pending[dict[str, Any]]]
 

@@ -17,7 +17,7 @@ from models import contract
 from models.contract import ModelInput, SignatureTensor
 from serving import tensors
 from serving.core import Core
-from serving.errors import InvalidField, InvalidRequest, Unavailable, UnsupportedContentType, choices, quote
+from serving.errors import InvalidField, InvalidRequest, Unavailable, choices, quote
 from serving.graph import Arrays
 from serving.pages import release
 from serving.prediction_sets import Coverage
@@ -152,9 +152,6 @@ def _metadata(tensor: SignatureTensor) -> dict[str, Any]:
 
 async def _read_body(request: Request) -> tuple[bytes, int]:
     """The body, and how many of its bytes are JSON; binary tensors follow."""
-    encoding = request.header(b"content-encoding")
-    if encoding not in (None, "identity"):
-        raise UnsupportedContentType(f"content-encoding: {encoding}", "a body that is not compressed")
     length = request.header(HEADER_LENGTH.lower().encode())
     if length is None:
         request.require_json()

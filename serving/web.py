@@ -156,6 +156,9 @@ class Request:
         Raises BodyTooLarge once it is over the limit, BodyTimeout where it takes too long, ClientGone on a broken
         connection.
         """
+        encoding = self.header(b"content-encoding")
+        if encoding not in (None, "identity"):
+            raise UnsupportedContentType(f"content-encoding: {encoding}", "a body that is not compressed")
         reading = _Reading(asyncio.current_task(self._entrance.loop))
         self._entrance.bodies.begin(reading, reading.give_up)
         try:

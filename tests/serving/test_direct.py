@@ -1,6 +1,7 @@
 """Requests that the bare port answers without ASGI: the same answers as uvicorn's, whatever way their bytes come."""
 
 import contextlib
+import gzip
 import json
 import socket
 import threading
@@ -198,6 +199,14 @@ def test_a_connection_is_kept_unless_it_is_to_be_closed(connection, trained, is_
     else:
         assert headers["connection"] == "close"
         assert connection.is_closed()
+
+
+@pytest.mark.parametrize("path", ["/predict", "/uncertainty", "/v1/models/sonar:predict", "/v2/models/sonar/infer"])
+def test_a_compressed_body_is_refused_as_such(connection, trained, path):
+    body = gzip.compress(json.dumps({"instances": trained.instances[:3]}).encode())
+    status, _, content = connection.ask(request(body, path, headers="Content-Encoding: gzip\r\n"))
+    assert status == 415
+    assert "not compressed" in json.loads(content)["error"]
 
 
 def test_a_length_said_twice_is_refused(connection):
