@@ -61,13 +61,11 @@ class App:
         self._otherwise = otherwise
         self._observer = core.observer
 
-    def direct(self) -> Direct | None:
+    def direct(self) -> Direct:
         """What may be answered without ASGI; nothing where requests must show a key first."""
-        if self._is_locked:
-            return None
         answers = {"/predict": self._native.predict_content, "/uncertainty": self._native.uncertainty_content}
         handlers = {path: (NATIVE_OPERATIONS[path], answer) for path, answer in answers.items()}
-        return Direct(handlers, self._observer, self._entrance)
+        return Direct({} if self._is_locked else handlers, self._observer, self._entrance)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, self._entrance)

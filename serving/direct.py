@@ -9,12 +9,14 @@ with all the bytes that it has sent, and is uvicorn's from then on.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple, cast
 
 import httptools
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
@@ -296,7 +298,10 @@ class DirectProtocol(asyncio.Protocol):
     def _hand_over(self, data: bytes) -> None:
         """Leave the connection to uvicorn, as if the bytes had just come."""
         self._let_go()
-        protocol = HttpToolsProtocol(self._config, self._state, self._app_state, self._loop)
+        head, _, _ = data.partition(_HEAD_END)
+        # Of a request that asks for another protocol, as Java's own client does for HTTP/2, httptools loses the body.
+        kind = H11Protocol if _UPGRADE.search(head) is not None else HttpToolsProtocol
+        protocol = kind(self._config, self._state, self._app_state, self._loop)
         self._transport.set_protocol(protocol)
         self._transport.resume_reading()
         protocol.connection_made(self._transport)

@@ -33,11 +33,12 @@ class RestPort:
         """is_shared: whether other workers listen there too. Raises StartError where the port is taken."""
         self._place = f"{host}:{port}"
         self._socket = listen(host, port, "REST", is_shared)
-        direct = app.direct()
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http="httptools" if direct is None else cast(Any, partial(DirectProtocol, direct)),
+                http=cast(Any, partial(DirectProtocol, app.direct())),
+                # An upgrade to WebSocket is a request like any other.
+                ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,

@@ -153,8 +153,8 @@ class Request:
     async def body(self) -> bytes:
         """The whole body.
 
-        Raises BodyTooLarge once it is over the limit, BodyTimeout where it takes too long, ClientGone on a broken
-        connection.
+        Raises UnsupportedContentType where it is compressed, BodyTooLarge once it is over the limit, BodyTimeout where
+        it takes too long, ClientGone on a broken connection.
         """
         encoding = self.header(b"content-encoding")
         if encoding not in (None, "identity"):
@@ -162,13 +162,19 @@ class Request:
         reading = _Reading(asyncio.current_task(self._entrance.loop))
         self._entrance.bodies.begin(reading, reading.give_up)
         try:
-            return await self._body(self._entrance.max_body_bytes)
+            body = await self._body(self._entrance.max_body_bytes)
         except asyncio.CancelledError:
             if reading.is_late and reading.task is not None and reading.task.uncancel() == 0:
                 raise BodyTimeout(self._entrance.body_timeout_s) from None
             raise
         finally:
             self._entrance.bodies.end(reading)
+        if not body and b"upgrade" in self.headers and self.header(b"content-length") not in (None, "0"):
+            raise InvalidRequest(
+                "the body of a request that asks for another protocol (upgrade) is lost on this port: send it as "
+                "HTTP/1.1 and nothing else, or to the REST port"
+            )
+        return body
 
     async def _body(self, limit: int) -> bytes:
         message = await self._receive()

@@ -201,6 +201,22 @@ def test_a_connection_is_kept_unless_it_is_to_be_closed(connection, trained, is_
         assert connection.is_closed()
 
 
+@pytest.mark.parametrize("path", ["/predict", "/v1/models/sonar:predict"])
+def test_a_request_that_would_rather_speak_http_2_is_answered(connection, trained, path):
+    """As Java's own client sends them, unless it is told otherwise."""
+    wish = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n"
+    found = [connection.ask(request({"instances": trained.instances[:3]}, path, headers=wish)) for _ in range(2)]
+    plain = connection.ask(request({"instances": trained.instances[:3]}, path))
+    assert [(status, content) for status, _, content in found] == [(200, plain[2])] * 2
+
+
+def test_a_request_for_a_websocket_is_one_like_any_other(connection):
+    wish = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAA\r\n"
+    status, headers, content = connection.ask(f"GET /predict HTTP/1.1\r\nHost: x\r\n{wish}\r\n".encode())
+    assert (status, headers["allow"]) == (405, "POST")
+    assert "wanted POST" in json.loads(content)["error"]
+
+
 @pytest.mark.parametrize("path", ["/predict", "/uncertainty", "/v1/models/sonar:predict", "/v2/models/sonar/infer"])
 def test_a_compressed_body_is_refused_as_such(connection, trained, path):
     body = gzip.compress(json.dumps({"instances": trained.instances[:3]}).encode())
