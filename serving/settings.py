@@ -121,5 +121,8 @@ def read_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        name = ENV_PREFIX + "_".join(str(part) for part in first["loc"]).upper()
+        name = "_".join(str(part) for part in first["loc"])
+        # A setting that has several names is told by the variable's.
+        if name in Settings.model_fields:
+            name = f"{ENV_PREFIX}{name}".upper()
         raise StartError(f"{name}={first['input']!r}: {first['msg']}") from error

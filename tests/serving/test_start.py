@@ -12,6 +12,8 @@ import httpx
 import pytest
 
 from models.contract import SAVED_MODEL_FILE, file_digest, manifest_bytes, read_manifest
+from serving.errors import StartError
+from serving.settings import read_settings
 from tests.process import BENTOML_SERVE, DROPSERVE_SERVE, ROOT, bentoml_serve, free_port
 
 both_commands = pytest.mark.parametrize("command", [BENTOML_SERVE, DROPSERVE_SERVE], ids=["bentoml", "dropserve"])
@@ -102,6 +104,17 @@ def test_a_gpu_that_is_not_there_is_refused(trained):
 )
 def test_whatever_a_worker_stumbles_over_ends_the_server_too(trained, settings, said):
     assert said in failed_start(BENTOML_SERVE, trained.repository, **settings)
+
+
+@pytest.mark.parametrize(
+    ("variable", "found"),
+    [("DROPSERVE_MAX_ROWS", "0"), ("DROPSERVE_OTLP_ENDPOINT", "collector:4318"), ("DROPSERVE_ACCESS_LOG", "some")],
+)
+def test_a_setting_that_cannot_be_used_is_told_by_its_variable(monkeypatch, variable, found):
+    monkeypatch.setenv(variable, found)
+    with pytest.raises(StartError) as refusal:
+        read_settings()
+    assert str(refusal.value).startswith(f"{variable}='{found}': ")
 
 
 def test_an_endpoint_for_traces_without_the_exporter_is_refused(trained, tmp_path):
