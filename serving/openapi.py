@@ -74,7 +74,7 @@ _INT64: Schema = {"minimum": -(2**63), "maximum": 2**63 - 1}
 _ERRORS = {
     "400": "The request is wrong: says which row and feature, what was found and what is wanted",
     "413": "The body is over the limit",
-    "415": "The content type is not JSON",
+    "415": "The content type is not JSON, or the body is compressed",
     "429": "Too many requests are waiting",
     "503": "Loading or shutting down",
     "504": "Over the deadline",
