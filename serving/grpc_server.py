@@ -425,10 +425,10 @@ def _array(item: ModelInput, proto: Any, max_bytes: int) -> np.ndarray:
     # A list that is too short goes on with its last value; no longer than a body of such values may be.
     if not 0 < len(values) <= count or (len(values) < count and count * dtype.itemsize > max_bytes):
         raise InvalidField(field, f"{len(values)} values", f"{count}, as shape {shape} says")
-    found = np.array(values)
+    listed = np.array(values)
     # Small types come in lists of larger ones, halves as their bits.
-    array = found.astype("uint16" if name == "float16" else dtype, copy=False)
-    if array.dtype.kind in "iu" and not np.array_equal(array, found):
+    array = listed.astype("uint16" if name == "float16" else dtype, copy=False)
+    if array.dtype.kind in "iu" and not np.array_equal(array, listed):
         raise InvalidField(field, f"values outside of {name}", f"values of {name}")
     if name == "float16":
         array = array.view(dtype)
