@@ -334,7 +334,7 @@ def test_an_input_called_y_is_not_taken_for_the_answers(command, desk):
     given = [keras.Input((2,), name="a"), keras.Input((1,), name="y")]
     model = keras.Model(given, layers.Dense(1, name="out")(layers.Dropout(0.4)(layers.Concatenate()(given))))
     random = np.random.default_rng(0)
-    rows = {"a": random.normal(size=(30, 2)), "y": random.normal(size=(30, 1))}
+    rows: dict[str, Any] = {"a": random.normal(size=(30, 2)), "y": random.normal(size=(30, 1))}
     networks.scatter(model).save(desk / "y.keras")
     np.savez(desk / "y.npz", **rows)
     options = ("y.keras", "--name", "called-y", "--calibration", "y.npz")
@@ -355,8 +355,9 @@ def test_outputs_whose_answers_would_have_one_name_are_refused(command, desk):
     artifact = artifact_of(networks.scatter(model), desk, command, "alike")
     assert len(artifact.manifest.outputs) == 2
     random = np.random.default_rng(0)
-    targets = {"y_size": random.normal(size=30), "y_size_epistemic": random.normal(size=30)}
-    np.savez(desk / "alike.npz", x=random.normal(size=(30, 4)), **targets)
+    rows: dict[str, Any] = {"x": random.normal(size=(30, 4))}
+    rows |= {"y_size": random.normal(size=30), "y_size_epistemic": random.normal(size=30)}
+    np.savez(desk / "alike.npz", **rows)
     options = ("alike.keras", "--name", "alike", "--calibration", "alike.npz")
     refused(command, desk, *options, reason="'size_epistemic_std' in the signatures would be an answer of two")
 
