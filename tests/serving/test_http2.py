@@ -39,7 +39,7 @@ class Echo:
         self.headers[stream] = headers
         self.content[stream] = b""
 
-    def data(self, stream: int, content: bytes) -> None:
+    def data(self, stream: int, content: memoryview) -> None:
         self.content[stream] += content
 
     def end(self, stream: int) -> None:

@@ -119,3 +119,13 @@ def test_a_body_that_is_too_long(client):
     answer = client.post("/predict", content=b" " * 400_001, headers={"content-type": "application/json"})
     assert answer.status_code == 413
     assert "400000 bytes" in answer.json()["error"]
+
+
+def test_a_body_that_says_to_be_too_long_is_not_waited_for(client):
+    with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=2) as connection:
+        connection.sendall(HALF.replace(b"1000", b"400001"))
+        answer = b""
+        while b"}" not in answer:
+            answer += connection.recv(65_536)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"400000 bytes" in answer
