@@ -32,8 +32,8 @@ Figures = dict[str, float]
 DETERMINISTIC, MC, CALIBRATED = "deterministic", "mc", "mc_calibrated"
 # Of prediction sets and intervals, with the manifest's own among them.
 COVERAGES = (0.8, 0.9, 0.95)
-# Rows of a regression whose CRPS is computed in one go: draws times draws times rows.
-CRPS_ROWS = 64
+# Numbers of a regression's CRPS that are computed in one go: rows times draws times draws.
+CRPS_NUMBERS = 2**20
 # Statistics that should be high for rows unlike the data.
 STRANGENESS = ("predictive_entropy", "mutual_information", "epistemic_std", "novelty")
 
@@ -263,8 +263,9 @@ def value_figures(columns: Mapping[str, Array]) -> Figures:
 def _mixture(draws: Array, noise: Array, y: Array) -> tuple[Array, Array, Array]:
     """[N] nll, crps and PIT of the equal mixture of normals around each row's draws."""
     nll, crps = np.empty(len(y)), np.empty(len(y))
-    for start in range(0, len(y), CRPS_ROWS):
-        part = slice(start, start + CRPS_ROWS)
+    step = max(1, CRPS_NUMBERS // len(draws) ** 2)
+    for start in range(0, len(y), step):
+        part = slice(start, start + step)
         nll[part], crps[part] = scores.mixture(draws[:, part], noise[part], y[part])
     return nll, crps, predictive.mixture_pit(draws, noise, y)
 
