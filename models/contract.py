@@ -47,6 +47,8 @@ INTERVAL_LOWER = "interval_lower"
 INTERVAL_UPPER = "interval_upper"
 ABSTAIN = "abstain"
 NOVELTY = "novelty"
+# Outputs whose names end so are ends of intervals, behind the output's own prefix: they alone may be infinite.
+ENDS = ("lower", "upper")
 # Names that a model's own input may not have: they are arguments of the signatures.
 RESERVED_INPUT_NAMES = frozenset({NUM_SAMPLES, SEED, TOLERANCE, MAX_SAMPLES})
 
@@ -71,6 +73,7 @@ CSV_DELIMITERS = ",;\t"
 # A file without a line's end is not read as a whole.
 _MAX_HEADER = 1_000_000
 
+_VERSION_DIGITS = 19
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?")
 
 Task = Literal["classification", "regression"]
@@ -460,6 +463,12 @@ def not_utf8(path: Path) -> NotUtf8:
             except UnicodeDecodeError as error:
                 return NotUtf8(f"byte 0x{line[error.start]:02x} in line {number}")
     return NotUtf8("it has changed meanwhile")
+
+
+def version_number(text: str) -> int | None:
+    """The version that a caller's text is; None where it is none. No int64 has more digits than `_VERSION_DIGITS`."""
+    # Python would not read more than 4,300 of them.
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _VERSION_DIGITS else None
 
 
 def versions(repository: Path, name: str) -> list[int]:

@@ -33,8 +33,6 @@ log = structlog.get_logger()
 DEFAULT_MAX_SAMPLES = 2_000
 # How often the workers of a server tell each other what they have counted, and unused memory is given back, in seconds.
 KEEP_HOUSE_S = 1.0
-# Of a version, as of any int64.
-VERSION_DIGITS = 19
 # How many objects more than before make Python's collector look for circles among the new ones. At its own 700 it
 # looked at every few requests' objects over and over, a twentieth of a request's time.
 YOUNG_OBJECTS = 20_000
@@ -173,11 +171,11 @@ class Core:
         Raises NotFound, or LabelNotFound, which is the caller's mistake.
         """
         if isinstance(version, str):
-            # No version has more digits, and Python reads no more than 4,300 of them.
-            if not (version.isascii() and version.isdigit() and len(version) <= VERSION_DIGITS):
+            number = contract.version_number(version)
+            if number is None:
                 shelf = self.registry.shelf(name or "")
                 raise VersionNotFound(shelf.name, version, sorted(shelf.loaded))
-            version = int(version)
+            version = number
         return self.registry.find(name, version, label, request)
 
     def versions(self, name: str) -> list[str]:

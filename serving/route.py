@@ -84,11 +84,12 @@ def sentences(name: str, routing: Routing, published: list[int]) -> str:
 def _version(option: str, given: str, text: str, published: list[int]) -> int | None:
     if text == NONE:
         return None
-    if not (text.isascii() and text.isdigit() and int(text) in published):
+    number = contract.version_number(text)
+    if number not in published:
         raise StartError(
             f"{option} {given}: no version {text!r}, wanted one of {choices(map(str, published))} or {NONE}"
         )
-    return int(text)
+    return number
 
 
 def _share(option: str, given: str, text: str) -> float:

@@ -130,6 +130,7 @@ def test_the_command_moves_labels_pins_and_canaries_and_says_what_holds(client, 
     ("options", "said"),
     [
         (["--pin", "9"], "no version '9', wanted one of 1, 2, 3 or none"),
+        (["--pin", "9" * 5_000], "wanted one of 1, 2, 3 or none"),
         (["--label", "stable"], "wanted LABEL=VERSION"),
         (["--label", "a b=1"], "in a label"),
         (["--canary", "3"], "wanted VERSION:SHARE"),
