@@ -17,13 +17,11 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, mean_squared_error, root_mean_squared_error
 
-from models.contract import ArtifactError, ModelInput, ModelOutput
+from models.contract import ENDS, ArtifactError, ModelInput, ModelOutput
 
 Array = NDArray[Any]
 
 X, Y = "x", "y"
-# Answers that are ends of intervals.
-_ENDS = ("lower", "upper")
 # Rows a call of the network, and numbers of an answer that a call may make at most.
 _BATCH = 256
 _BATCH_NUMBERS = 2**24
@@ -300,7 +298,7 @@ class NotFinite(ArtifactError):
 def finite(answers: dict[str, Array]) -> dict[str, Array]:
     """The answers [N, ...] by name; raises NotFinite where a row's are not. Only ends of intervals may be infinite."""
     for name, values in answers.items():
-        if values.dtype.kind != "f" or name.endswith(_ENDS):
+        if values.dtype.kind != "f" or name.endswith(ENDS):
             continue
         wrong = ~np.isfinite(values)
         if wrong.any():

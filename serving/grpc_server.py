@@ -512,8 +512,7 @@ def _instance(manifest: Manifest, features: dict[str, Any]) -> dict[str, Any]:
         if name not in axes:
             instance[name] = values[0] if len(values) == 1 else values
             continue
-        sizes = [size for size in axes[name][1:] if size is not None]
-        if len(sizes) < len(axes[name]) - 1:
+        instance[name] = tensors.row(values, axes[name])
+        if instance[name] is None:
             raise InvalidRequest(f"input {quote(name)} has free axes, which an example cannot give: use Predict")
-        instance[name] = tensors.folded(values, [len(values), *sizes])
     return instance

@@ -74,8 +74,7 @@ _HEADER_TABLE_SIZE, _MAX_CONCURRENT_STREAMS, _INITIAL_WINDOW_SIZE, _MAX_FRAME_SI
     6,
 )
 
-
-Content = TypeVar("Content", bytes, memoryview)
+_Content = TypeVar("_Content", bytes, memoryview)
 
 
 class ConnectionFailed(Exception):
@@ -492,7 +491,7 @@ def _frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
     )
 
 
-def _unpadded(flags: int, content: Content) -> Content:
+def _unpadded(flags: int, content: _Content) -> _Content:
     if not flags & _PADDED:
         return content
     if not content or content[0] >= len(content):

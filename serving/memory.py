@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import re
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ _MAPPINGS = Path("/proc/self/smaps")
 _HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (....) \S+ \S+ \S+ *(.*)")
 # Libraries stay mapped as long as the process lives. What another thread may unmap meanwhile is none of ours.
 _LIBRARY = re.compile(r"\.so(\.|$)")
-_MADV_DONTNEED = 4
 
 
 class Memory:
@@ -47,7 +47,7 @@ class Memory:
             return
         for start, size in unchanged:
             # Where the system refuses, all stays as it is.
-            self._library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _MADV_DONTNEED)
+            self._library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
 
 
 def unchanged_of_libraries(mappings: str) -> Iterator[tuple[int, int]]:

@@ -435,9 +435,8 @@ def _feature(value: Any, shape: list[int | None]) -> Any:
     values = [_converted(entry) if _is_base64(entry) else entry for entry in value]
     if not shape:
         return values[0] if len(values) == 1 else values
-    sizes = [size for size in shape[1:] if size is not None]
-    # Where axes are free, only nesting can say how long they are.
-    return tensors.folded(values, [len(values), *sizes]) if len(sizes) == len(shape) - 1 else values
+    nested = tensors.row(values, shape)
+    return values if nested is None else nested
 
 
 # Writing an answer.

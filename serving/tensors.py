@@ -11,14 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from models.contract import Manifest, ModelInput
+from models.contract import ENDS, Manifest, ModelInput
 from serving.answers import finite
 from serving.errors import InvalidField, InvalidInstance, choices, quote
 from serving.graph import Arrays
 from serving.instances import InstanceReader
-
-# Of the signatures' outputs, behind the output's own prefix.
-_ENDS = ("lower", "upper")
 
 
 def check_names(manifest: Manifest, names: Iterable[str]) -> None:
@@ -93,6 +90,15 @@ def folded(values: list[Any], shape: Sequence[int]) -> list[Any]:
     return values
 
 
+def row(values: list[Any], shape: Sequence[int | None]) -> list[Any] | None:
+    """One row of an input [*shape], from its values as one flat list; None where only nesting could give free axes.
+
+    The first axis is as long as the values are, so that who reads the row can say what is wrong with it.
+    """
+    sizes = [size for size in shape[1:] if size is not None]
+    return folded(values, [len(values), *sizes]) if len(sizes) == len(shape) - 1 else None
+
+
 def instances(manifest: Manifest, values: Mapping[str, list[Any]]) -> list[Any]:
     """Rows as `InstanceReader` reads them, from one nested list [N, ...] by input name."""
     columns = [values[item.name] for item in manifest.inputs]
@@ -113,12 +119,12 @@ def finite_outputs(arrays: Mapping[str, np.ndarray], names: Sequence[str] = ()) 
         if name not in arrays:
             known = choices(sorted(arrays), limit=16)
             raise InvalidField(f"output {quote(name)}", "an unknown output", f"one of {known}")
-    return {name: finite(arrays[name], ends=name.endswith(_ENDS)) for name in names or arrays}
+    return {name: finite(arrays[name], ends=name.endswith(ENDS)) for name in names or arrays}
 
 
 def has_unknown_ends(arrays: Arrays) -> bool:
     """Whether an interval has an end that nobody can know, which is infinite."""
-    return any(name.endswith(_ENDS) and not np.isfinite(values).all() for name, values in arrays.items())
+    return any(name.endswith(ENDS) and not np.isfinite(values).all() for name, values in arrays.items())
 
 
 def _not_finite(item: ModelInput, array: np.ndarray) -> np.ndarray | None:
