@@ -297,7 +297,8 @@ class NotFinite(ArtifactError):
 
 def finite(answers: dict[str, Array]) -> dict[str, Array]:
     """The answers [N, ...] by name; raises NotFinite where a row's are not. Only ends of intervals may be infinite."""
-    for name, values in answers.items():
+    # By name, as the outputs of a SavedModel's signature come in another order in each process.
+    for name, values in sorted(answers.items()):
         if values.dtype.kind != "f" or name.endswith(ENDS):
             continue
         wrong = ~np.isfinite(values)
