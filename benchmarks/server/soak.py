@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import statistics
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.server.contestants import BARE, PREDICT, dropserve, named
-from benchmarks.server.load import Running, figures, load, started, wrk
+from benchmarks.server.load import Running, load, started
 from benchmarks.server.wanted import Line
 from models.contract import MANIFEST_FILE, manifest_bytes, read_manifest
 
@@ -20,7 +22,9 @@ RELOAD_EVERY_S = 20.0
 KEPT = 3
 # Memory is compared with what it was after this share of the time, when everything has happened once.
 SETTLED = 0.2
-CALIBRATE_S = 3
+CAPACITY_S, TURN_S = 1, 4
+# Of a change of the pauses: capacities that are measured for a second differ much.
+DAMPING = 0.2
 
 
 def soak(repository: Path, minutes: float, log: Path) -> list[Line]:
@@ -29,24 +33,31 @@ def soak(repository: Path, minutes: float, log: Path) -> list[Line]:
     with started(server, log) as running:
         case = next(case for case in server.cases if case.name == named(BARE, PREDICT))
         url = running.url(case).removesuffix(case.path)
-        load(url, case, CONNECTIONS, CALIBRATE_S)
-        capacity = _rate(load(url, case, CONNECTIONS, CALIBRATE_S))
-        delay_ms = 0.0
-        for _ in range(3):
-            # Each connection has as many requests a second as its answers and pauses leave it.
-            rate = _rate(load(url, case, CONNECTIONS, CALIBRATE_S, delay_ms))
-            delay_ms = max(delay_ms + 1000 * CONNECTIONS * (1 / (SHARE * capacity) - 1 / rate), 0.0)
         memory: list[tuple[float, float]] = []
         seconds = 60 * minutes
-        with wrk(url, case, CONNECTIONS, seconds, delay_ms) as process:
-            reloads = sum(1 for _ in _publish(repository / "sonar", seconds, running, memory))
-            taken = figures(*process.communicate(), process.returncode)
+        turns: list[dict[str, int]] = []
+        shares: list[float] = []
+        delay_ms = 0.0
+        load(url, case, CONNECTIONS, CAPACITY_S)
+        with ThreadPoolExecutor(1) as publisher:
+            reloads = publisher.submit(lambda: sum(1 for _ in _publish(repository / "sonar", seconds, running, memory)))
+            # The capacity is measured again for each turn: a machine's minutes differ, and a reload takes its part.
+            while not reloads.done():
+                turns.append(load(url, case, CONNECTIONS, CAPACITY_S))
+                capacity = _rate(turns[-1])
+                turns.append(load(url, case, CONNECTIONS, TURN_S, delay_ms))
+                rate = _rate(turns[-1])
+                shares.append(rate / capacity)
+                # Each connection has as many requests a second as its answers and pauses leave it.
+                wanted_ms = 1000 * CONNECTIONS * (1 / (SHARE * capacity) - 1 / rate)
+                delay_ms = max(delay_ms + DAMPING * wanted_ms, 0.0)
     settled = next(found for when, found in memory if when >= SETTLED * seconds)
+    requests, failed = (sum(turn[of] for turn in turns) for of in ("requests", "failed"))
     growth = 100 * (memory[-1][1] / settled - 1)
-    name = f"soak, {minutes:g} minutes, {reloads} reloads"
+    name = f"soak, {minutes:g} minutes, {reloads.result()} reloads"
     return [
-        Line(f"{name}: requests/s, of the capacity", _rate(taken) / capacity, None),
-        Line(f"{name}: failed requests of {taken['requests']:,}", taken["failed"], 0, "", at_most=True),
+        Line(f"{name}: requests/s, of the capacity at the time, median", statistics.median(shares), None),
+        Line(f"{name}: failed requests of {requests:,}", failed, 0, "", at_most=True),
         Line(f"{name}: resident memory's growth", growth, 5, " %", at_most=True),
     ]
 
