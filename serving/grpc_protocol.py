@@ -114,6 +114,7 @@ class _Call:
         self.connection = connection
         self.stream = stream
         self.headers = headers
+        self.is_probe = headers.get(b":path") == _PROBE
         self.trailing = b""
         self.method: Handler | None = None
         self.task: asyncio.Task[None] | None = None
@@ -313,6 +314,7 @@ class Connection(asyncio.Protocol):
         call = _Call(self, stream, headers)
         self._calls[stream] = call
         server.open_calls += 1
+        server.open_probes += call.is_probe
         try:
             method = server.method(headers.get(b":path", b""))
             timeout_s = _timeout_s(headers.get(b"grpc-timeout"))
@@ -412,6 +414,7 @@ class Connection(asyncio.Protocol):
         if self._calls.pop(call.stream, None) is None:
             return
         server.open_calls -= 1
+        server.open_probes -= call.is_probe
         server.slow.end(call)
         if call.deadline is not None:
             call.deadline.cancel()
@@ -435,10 +438,13 @@ class Server:
     """Services on a socket; generated code registers them as with grpcio's server. On one event loop."""
 
     def __init__(self, max_message_bytes: int, max_calls: int, patience_s: float) -> None:
-        """max_calls: how many may be open at one time. patience_s: how long a request may take to come."""
+        """max_calls: how many may be open at one time, health checks apart, which are never refused and take no
+        place. patience_s: how long a request may take to come.
+        """
         self.max_message_bytes = max_message_bytes
         self.max_calls = max_calls
         self.open_calls = 0
+        self.open_probes = 0
         self.connections: set[Connection] = set()
         self.is_stopping = False
         self.patience_s = patience_s
@@ -459,7 +465,7 @@ class Server:
         """The method that a new call is for; raises _Ended where it cannot be called."""
         if self.is_stopping:
             raise _Ended(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
-        if self.open_calls > self.max_calls and path != _PROBE:
+        if self.open_calls - self.open_probes > self.max_calls and path != _PROBE:
             raise _Ended(grpc.StatusCode.RESOURCE_EXHAUSTED, f"more than {self.max_calls} calls are open")
         method = self._methods.get(path)
         if method is None:

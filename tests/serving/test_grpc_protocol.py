@@ -315,6 +315,18 @@ def test_calls_over_the_limit_are_refused_and_the_others_answered(channel):
     assert last(b"0") == b"done"
 
 
+def test_a_probe_that_is_open_takes_no_place(running, channel, client):
+    probe = client.http.get_next_available_stream_id()
+    client.http.send_headers(probe, [(":path", "/grpc.health.v1.Health/Check"), *HEAD])
+    client.flush()
+    wait_for(lambda: running.server.open_calls == 1, "the probe")
+    last = channel.unary_unary(f"{PATH}last")
+    calls = [last.future(b"0.2") for _ in range(MAX_CALLS)]
+    assert {call.code() for call in calls} == {grpc.StatusCode.OK}
+    client.http.reset_stream(probe)
+    client.flush()
+
+
 def test_a_stopping_server_ends_its_calls_first():
     with (
         serving() as own,
