@@ -59,10 +59,10 @@ from models.contract import (
     versions,
 )
 from models.engine import Engine
-from models.heads import made_up
 from models.holdout import Holdout, KnownRows
 from models.network import Network
 from models.stochastic import walk
+from models.trials import made_up
 
 # Rows of the examples that go into the manifest and the warm-up records.
 _MAX_EXAMPLES = 3
@@ -75,8 +75,6 @@ _INPUT_TYPES = (
     *("bool", "string", "float16", "float32", "float64"),
     *(f"{sign}int{bits}" for bits in (8, 16, 32, 64) for sign in ("", "u")),
 )
-# What stands for a free axis where an example must be made up.
-_FREE_AXIS = 8
 
 
 def publish(
@@ -148,7 +146,7 @@ def publish(
             learned = calibrate(engine, rows, calibration_settings, training_inputs)
             examples = rows.examples(_MAX_EXAMPLES) if examples is None else examples
         if examples is None:
-            examples = _made_up_examples(inputs)
+            examples = _made_up_examples(inputs, engine.free_size)
         examples = examples[:_MAX_EXAMPLES]
         signatures = _export(engine, inputs, folder)
         warmup.write(folder, name, _arrays(inputs, examples), num_samples, seed)
@@ -304,7 +302,8 @@ def _inputs(model: keras.Model, features: list[Feature] | None) -> list[ModelInp
             raise ArtifactError(
                 f"input {name!r}: the name is an argument of the signatures, {carried!r}; rename the model's input"
             )
-        if names.count(carried) > 1:
+        # In a signature's function an argument called "Age" is "age".
+        if [other.lower() for other in names].count(carried.lower()) > 1:
             raise ArtifactError(
                 f"input {name!r}: as {carried!r} in the signatures it is one of two; rename the model's input"
             )
@@ -438,7 +437,7 @@ def _refuse_mixed_rows(draws: Any, engine: Engine, names: Sequence[str]) -> None
 
     They would where an operation works over the rows' axis or merges it with another: a trial shows that.
     """
-    rows = dict(zip(names, made_up(engine.input_specs, 2, 1.0), strict=True))
+    rows = dict(zip(names, made_up(engine.input_specs, 2, 1.0, engine.free_size), strict=True))
     seed = tf.constant(engine.seed, tf.int64)
     together = draws(**rows, num_samples=tf.constant(3), seed=seed)
     alone = draws(**{name: values[1:] for name, values in rows.items()}, num_samples=tf.constant(2), seed=seed)
@@ -461,7 +460,7 @@ def _refuse_broken_probabilities(draws: Any, engine: Engine, names: Sequence[str
     heads = [head for head in engine.heads if head.is_classification and head.link == "identity"]
     if not heads:
         return
-    rows = dict(zip(names, made_up(engine.input_specs, _TRIAL_ROWS, 10.0), strict=True))
+    rows = dict(zip(names, made_up(engine.input_specs, _TRIAL_ROWS, 10.0, engine.free_size), strict=True))
     found = draws(**rows, num_samples=tf.constant(_TRIAL_DRAWS), seed=tf.constant(engine.seed, tf.int64))
     tolerance = _ROUNDING_HALF if engine.network.is_half_precision else _ROUNDING
     for head in heads:
@@ -480,9 +479,9 @@ _STATEFUL_RANDOM = frozenset(
 )
 
 
-def _made_up_examples(inputs: list[ModelInput]) -> list[Any]:
+def _made_up_examples(inputs: list[ModelInput], free: int) -> list[Any]:
     def value(item: ModelInput) -> Any:
-        shape = [_FREE_AXIS if size is None else size for size in item.shape]
+        shape = [free if size is None else size for size in item.shape]
         blank: Any = {"string": "", "bool": False}.get(item.dtype, 0.0 if "float" in item.dtype else 0)
         return np.full(shape, blank).tolist() if shape else blank
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 import tensorflow as tf
@@ -42,9 +43,9 @@ def calibrate(
     """
     settings.check_task(any(head.is_classification for head in engine.heads))
     engine.novelty = _novelty(engine, rows, known_inputs)
-    fitted = [_fitted(engine, head, rows, target) for head, target in zip(engine.heads, rows.targets, strict=True)]
+    fitted = [_fitted(engine, head, rows, number) for number, head in enumerate(engine.heads)]
     engine.calibrate(fitted)
-    answers = rows.run(engine.default, engine.input_specs)
+    answers = _answers(engine, rows)
     judged = [_judged(head, answers, target, settings) for head, target in zip(engine.heads, rows.targets, strict=True)]
     engine.calibrate([_referred(head, answers) for head in judged])
     return Calibration(
@@ -59,7 +60,7 @@ def _novelty(engine: Engine, rows: Rows, known_inputs: Inputs | None) -> Novelty
     known = replace(rows, inputs={name: known_inputs[name] for name in rows.inputs}, targets=[])
     if known.count < novelty.MIN_ROWS:
         return None
-    found = known.first(novelty.MOST_ROWS).run(engine.features, engine.input_specs, novelty.MOST_FEATURES)
+    found = known.some(novelty.MOST_ROWS).run(engine.features, engine.input_specs, novelty.MOST_FEATURES)
     return Novelty(found["features"]) if found else None
 
 
@@ -77,14 +78,39 @@ def _is_one_value(head: Head) -> bool:
     return not head.is_classification and not head.output.shape
 
 
-def _fitted(engine: Engine, head: Head, rows: Rows, target: Array) -> Head:
-    """The head with what is fitted on its draws."""
+def _numbers(engine: Engine, rows: Rows) -> int:
+    """Numbers in all draws of one row."""
+    longest = max((size for array in rows.inputs.values() for size in array.shape[1:]), default=1)
+    sizes = [prod(longest if size is None else size for size in head.output.shape) for head in engine.heads]
+    return engine.num_samples * sum(sizes)
+
+
+def _answers(engine: Engine, rows: Rows) -> dict[str, Array]:
+    """The served answers of every row: what is judged of them, and what has one number a row."""
+    judged = {
+        f"{head.output.prefix}{name}"
+        for head in engine.heads
+        if _known(head).fit is not None
+        for name in ("probabilities", "mean", "std")
+    }
+
+    def answers(inputs: list[tf.Tensor]) -> dict[str, tf.Tensor]:
+        found = engine.default(inputs)
+        return {name: values for name, values in found.items() if name in judged or values.shape.rank == 1}
+
+    return rows.run(answers, engine.input_specs, _numbers(engine, rows))
+
+
+def _fitted(engine: Engine, head: Head, rows: Rows, number: int) -> Head:
+    """The head, which is the engine's of this number, with what is fitted on its draws."""
     found: Temperature | Noise | None
     if _is_one_choice(head):
-        found, reason = temperature.fit(_draws(engine, head, rows)["draws"], target)
+        used = _usable(engine, head, rows)
+        found, reason = temperature.fit(_draws(engine, head, used)["draws"], used.targets[number])
     elif _is_one_value(head):
-        draws = _draws(engine, head, rows)
-        found, reason = noise.fit(draws["draws"], draws.get("aleatoric_draws"), target)
+        used = _usable(engine, head, rows)
+        draws = _draws(engine, head, used)
+        found, reason = noise.fit(draws["draws"], draws.get("aleatoric_draws"), used.targets[number])
     else:
         what = "classes" if head.is_classification else "numbers"
         found, reason = None, f"not calibrated: a row has several {what} (shape {head.output.shape})"
@@ -95,17 +121,22 @@ def _fitted(engine: Engine, head: Head, rows: Rows, target: Array) -> Head:
     return replace(head, output=output, calibration=known)
 
 
+def _usable(engine: Engine, head: Head, rows: Rows) -> Rows:
+    """As many of the rows as are used of one output's draws."""
+    classes = len(head.output.labels or "1")
+    return rows.some(temperature.usable_rows((rows.count, engine.num_samples, classes)))
+
+
 def _draws(engine: Engine, head: Head, rows: Rows) -> dict[str, Array]:
-    """The draws of one output, [rows, T, ...], of as many of the first rows as are used."""
-    prefix, classes = head.output.prefix, len(head.output.labels or "1")
+    """The draws of one output, [rows, T, ...]."""
+    prefix = head.output.prefix
     names = ("draws", "aleatoric_draws")
 
     def draws(inputs: list[tf.Tensor]) -> dict[str, tf.Tensor]:
         found = engine.served_draws(inputs)
         return {name: found[prefix + name] for name in names if prefix + name in found}
 
-    used = rows.first(temperature.usable_rows((rows.count, engine.num_samples, classes)))
-    return used.run(draws, engine.input_specs, engine.num_samples * classes)
+    return rows.run(draws, engine.input_specs, _numbers(engine, rows))
 
 
 def _judged(head: Head, answers: dict[str, Array], target: Array, settings: CalibrationSettings) -> Head:

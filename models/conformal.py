@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from models.calibration_settings import Sets
 from models.contract import ConformalScores
+from models.sampling import some
 
 Array = NDArray[Any]
 
-# Rows whose scores are kept at most, the first ones: beyond, a coverage is known to a third of a percent.
+# Rows whose scores are kept at most: beyond, a coverage is known to a third of a percent.
 MOST_ROWS = 10_000
 # Scores are kept in such steps, and one step up, so that sums of float32 in another order stay on the right side of a
 # threshold. A larger score is a wider set: the guarantee stays.
@@ -36,7 +37,7 @@ def class_scores(probabilities: tf.Tensor, kind: str) -> tf.Tensor:
 
 def of_classes(probabilities: Array, classes: Array, sets: Sets) -> ConformalScores:
     """The scores of rows with these answers [N, K] (float32, as served) and true classes [N]."""
-    probabilities, classes = probabilities[:MOST_ROWS], classes[:MOST_ROWS]
+    probabilities, classes = some(probabilities, MOST_ROWS), some(classes, MOST_ROWS)
     kind: Literal["lac", "aps"] = "aps" if sets == "aps" else "lac"
     every = class_scores(tf.constant(probabilities, tf.float32), kind).numpy()
     scores = np.take_along_axis(every, classes[:, None], axis=1)[:, 0]
@@ -55,7 +56,7 @@ def prediction_set(probabilities: tf.Tensor, conformal: ConformalScores, coverag
 def of_values(means: Array, stds: Array, targets: Array) -> ConformalScores:
     """The scores |target - mean| / std of rows with these answers [N]."""
     scores = np.abs(targets - means.astype(np.float64)) / stds.astype(np.float64)
-    return ConformalScores(kind="interval", scores=[_listed(scores[:MOST_ROWS])])
+    return ConformalScores(kind="interval", scores=[_listed(some(scores, MOST_ROWS))])
 
 
 def interval(

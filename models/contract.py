@@ -248,7 +248,7 @@ class ConformalScores(_Typed):
         found = []
         for scores in self.scores:
             # Rounded, so that 0.9 * 10 is 9 and not a little more.
-            rank = math.ceil(round((len(scores) + 1) * coverage, 9))
+            rank = max(math.ceil(round((len(scores) + 1) * coverage, 9)), 1)
             found.append(scores[rank - 1] if rank <= len(scores) else math.inf)
         return found
 

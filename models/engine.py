@@ -8,6 +8,7 @@ equal the drawn ones bit for bit (unless they were asked to be balanced).
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,11 +22,14 @@ from models.network import Network
 from models.novelty import Novelty, features
 from models.statistics import MIN_QUANTILE_DRAWS, QUANTILE_DRAWS, Moments, merge
 from models.stochastic import Draws, Noise
+from models.trials import free_size
 
 # Floats of one activation of one chunk: it should stay in a core's L2 cache.
 CHUNK_FLOATS = 2**19
-# A chunk of fewer folded rows would leave the matrix products inefficient.
+# A chunk of fewer folded rows would leave the matrix products inefficient ...
 MIN_CHUNK_ROWS = 256
+# ... unless so many make an activation larger than this, as large maps do.
+MOST_CHUNK_FLOATS = 2**24
 # Bytes of kept masks in an artifact at most.
 KEPT_BYTES = 8 * 2**20
 # ... and never more draws than this, unless the artifact's own default asks for more.
@@ -56,6 +60,8 @@ class Engine:
         self.num_samples = num_samples
         self.seed = seed
         self.masks = masks
+        # Of the inputs' free axes, where it must be tried.
+        self.free_size = free_size(network, self.input_specs)
         self.heads: list[Head] = []
         # How far a row lies from known ones; None until they are known.
         self.novelty: Novelty | None = None
@@ -205,14 +211,26 @@ class Engine:
             read.extend(place for place in prefix if place in places)
             return outputs
 
-        tf.function(dry, autograph=False).get_concrete_function(*self.input_specs)
+        graph = tf.function(dry, autograph=False).get_concrete_function(*self.input_specs).graph
         self._read = read
+        # It sets the size of a chunk.
+        self._width = self.network.widest_suffix() or _widest(graph)
         self.noises = asked[0]
+        self._refuse_idle_layers({noise.layer for own in asked for noise in own})
         self._static_noise = all(noise.is_static for noise in self.noises)
         if any(own != shapes[0] for own in shapes) or (self._static_noise and any(own != asked[0] for own in asked)):
             raise ArtifactError(f"model {self.network.model.name!r}: its members are not of one architecture")
-        self.heads = heads_of(self.network, shapes[0], task, labels, unit, self.input_specs, has_noise)
+        self.heads = heads_of(self.network, shapes[0], task, labels, unit, self.input_specs, self.free_size, has_noise)
         self._draw_shapes = [head.draw_shape for head in self.heads]
+
+    def _refuse_idle_layers(self, drawn: set[int]) -> None:
+        """Without a layer that never draws in inference mode the answer would be surer than it should be."""
+        for layer in self.network.stochastic_layers:
+            if layer.index not in drawn:
+                raise ArtifactError(
+                    f"layer {layer.path!r}: it is never called with training=False, so that nothing is drawn (is it "
+                    "called `if training` only, or not at all?); wanted a call in both modes, with `training` handed on"
+                )
 
     def _keep_masks(self) -> None:
         """Draw the default seed's masks once, for as many of the first draws as KEPT_BYTES allows."""
@@ -361,8 +379,8 @@ class Engine:
 
     def _fitting(self, rows: tf.Tensor) -> tf.Tensor:
         """`_chunk_size`, but 0 where a single draw of so many rows is more than a chunk should be."""
-        width = self.network.widest_suffix()
-        folded_rows = max(CHUNK_FLOATS // width, MIN_CHUNK_ROWS) * self.network.members
+        least = max(min(MIN_CHUNK_ROWS, MOST_CHUNK_FLOATS // self._width), 1)
+        folded_rows = max(CHUNK_FLOATS // self._width, least) * self.network.members
         return folded_rows // tf.maximum(rows, 1)
 
     def _next_chunk(self, step: tf.Tensor, at: tf.Tensor, left: Any, seed: Any) -> tf.Tensor:
@@ -533,6 +551,17 @@ def _rows(prefix: list[tf.Tensor]) -> tf.Tensor:
 def _has_rows(tensor: tf.Tensor) -> bool:
     """Whether the first axis is the rows': what is the same for every row (positions, constants) has a fixed shape."""
     return tensor.shape.rank > 0 and tensor.shape[0] is None
+
+
+def _widest(graph: tf.Graph) -> int:
+    """Floats of the widest tensor with rows, for one of them; free axes count as 256."""
+    tensors = [tensor for operation in graph.get_operations() for tensor in operation.outputs]
+    widths = [
+        math.prod(size or 256 for size in tensor.shape[1:])
+        for tensor in tensors
+        if tensor.shape.rank is not None and _has_rows(tensor)
+    ]
+    return max([256, *widths])
 
 
 def _flatten(moments: list[Moments]) -> list[tf.Tensor]:

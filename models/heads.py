@@ -27,11 +27,12 @@ from models.contract import (
 )
 from models.network import Network
 from models.statistics import Moments
+from models.trials import made_up
 
 # Made-up rows that show what an output is where the graph does not say.
 _PROBE_ROWS = 32
-# What stands for a free axis in them.
-_FREE_AXIS = 8
+# Losses of units that are separate yes-or-no answers.
+_BINARY_LOSSES = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
 # Activations of one unit that make a probability.
 _SIGMOIDS = ("sigmoid", "hard_sigmoid", "sparse_sigmoid")
 
@@ -245,33 +246,20 @@ def _probed(values: NDArray[Any]) -> str:
     return "softmax" if sums_to_one else "sigmoid"
 
 
-def made_up(specs: Sequence[tf.TensorSpec], rows: int, spread: float) -> list[tf.Tensor]:
-    """Rows of input that nobody has seen: normal numbers of that spread, zeros and ones, empty strings."""
-    random = np.random.default_rng(0)
-
-    def values(spec: tf.TensorSpec) -> tf.Tensor:
-        shape = [rows, *(_FREE_AXIS if size is None else size for size in spec.shape[1:])]
-        if spec.dtype == tf.string:
-            return tf.fill(shape, "")
-        numbers = random.normal(0, spread, shape) if spec.dtype.is_floating else random.integers(0, 2, shape)
-        return tf.cast(numbers, spec.dtype)
-
-    return [values(spec) for spec in specs]
-
-
-def _probe(network: Network, specs: Sequence[tf.TensorSpec]) -> list[NDArray[Any]]:
+def _probe(network: Network, specs: Sequence[tf.TensorSpec], free: int) -> list[NDArray[Any]]:
     """The network's outputs, dropout off, for made-up rows of large numbers: so that logits show as such."""
-    outputs = network.deterministic(made_up(specs, _PROBE_ROWS, 10.0))
+    outputs = network.deterministic(made_up(specs, _PROBE_ROWS, 10.0, free))
     return [tf.cast(tensor, tf.float32).numpy() for tensor in outputs]
 
 
-def _is_logits(loss: Any, name: str, number: int) -> bool:
-    """Whether an output was trained as logits, from the loss that the network was compiled with."""
+def _loss_of(network: Network, name: str, number: int) -> Any:
+    """The loss that an output was trained with; None where the network does not say."""
+    loss = getattr(network.model, "loss", None)
     if isinstance(loss, Mapping):
-        loss = loss.get(name)
-    elif isinstance(loss, list | tuple):
-        loss = loss[number] if number < len(loss) else None
-    return bool(getattr(loss, "from_logits", False))
+        return loss.get(name)
+    if isinstance(loss, list | tuple):
+        return loss[number] if number < len(loss) else None
+    return loss
 
 
 def heads_of(
@@ -281,15 +269,22 @@ def heads_of(
     labels: list[str] | None,
     unit: str | None,
     specs: Sequence[tf.TensorSpec],
+    free: int,
     has_noise: bool = False,
 ) -> list[Head]:
     """The heads of a network's outputs, `shapes` without the rows' axis.
 
-    has_noise: the single output is a regression's mean and the standard deviation of its noise.
+    free: the size of free axes at which it can be tried. has_noise: the single output is a regression's mean and
+    the standard deviation of its noise.
 
     Raises ArtifactError where the outputs and what is said of them do not fit together.
     """
     names = network.output_names()
+    if len(names) != len(shapes):
+        raise ArtifactError(
+            f"model {network.model.name!r}: a subclassed model of {len(shapes)} outputs, which have no names; wanted "
+            "one output, or a functional model"
+        )
     several = len(names) > 1
     if has_noise:
         if several or tuple(shapes[0]) != (2,):
@@ -301,19 +296,22 @@ def heads_of(
     known = [_activation(symbol) for symbol in network.model.outputs] if network.is_split else [None] * len(names)
     looks = ["linear"] * len(names)
     if None in known and task != "regression":
-        looks = [_probed(values) for values in _probe(network, specs)]
+        looks = [_probed(values) for values in _probe(network, specs, free)]
     heads = []
     for number, (name, activation, look, shape) in enumerate(zip(names, known, looks, shapes, strict=True)):
         chosen = task
+        loss = _loss_of(network, name, number)
         if chosen is None:
-            logits = _is_logits(getattr(network.model, "loss", None), name, number)
+            logits = bool(getattr(loss, "from_logits", False))
             probable = activation in ("softmax", "sigmoid") or (activation is None and look == "softmax") or logits
             # Labels of several outputs say nothing of what each of them is.
             chosen = "classification" if probable or (labels is not None and not several) else "regression"
         prefix = f"{name}_" if several else ""
         if chosen == "classification":
             fitting = labels if not several or labels is None or len(labels) == _class_count(shape) else None
-            heads.append(_classification(name, prefix, activation or look, shape, fitting))
+            # Whether it has the sigmoids itself or leaves them to its loss.
+            is_many = isinstance(loss, _BINARY_LOSSES) and shape[-1:] != (1,)
+            heads.append(_classification(name, prefix, "sigmoid" if is_many else activation or look, shape, fitting))
         else:
             if labels is not None and not several:
                 raise ArtifactError(f"output {name!r}: {len(labels)} labels were given, but a regression has none")

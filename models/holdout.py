@@ -7,6 +7,7 @@ Their first rows become the artifact's examples, and the network's figures on th
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, mean_squared_error, root_mean_squared_error
 
 from models.contract import ENDS, ArtifactError, ModelInput, ModelOutput
+from models.sampling import some
 
 Array = NDArray[Any]
 
@@ -25,6 +27,9 @@ X, Y = "x", "y"
 # Rows a call of the network, and numbers of an answer that a call may make at most.
 _BATCH = 256
 _BATCH_NUMBERS = 2**24
+
+# What NumPy and zipfile raise on a file that is damaged, encrypted or compressed in another way.
+_DAMAGED = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 # A computation of the network: its flat inputs in, tensors with rows first out.
 Answer = Callable[[list[tf.Tensor]], dict[str, tf.Tensor]]
@@ -55,7 +60,7 @@ class Holdout:
                 file = np.load(stream, allow_pickle=False)
                 if isinstance(file, np.lib.npyio.NpzFile):
                     return cls(path, {name: file[name] for name in file.files})
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        except _DAMAGED as error:
             raise HoldoutError(path, f"cannot be read ({' '.join(str(error).split())[:200]}); {wanted}") from error
         raise HoldoutError(path, f"holds one array without a name; {wanted}")
 
@@ -247,11 +252,12 @@ class Rows:
     def count(self) -> int:
         return len(next(iter(self.inputs.values())))
 
-    def first(self, count: int) -> Rows:
+    def some(self, most: int) -> Rows:
+        """At most that many of the rows."""
         return replace(
             self,
-            inputs={name: array[:count] for name, array in self.inputs.items()},
-            targets=[target[:count] for target in self.targets],
+            inputs={name: some(array, most) for name, array in self.inputs.items()},
+            targets=[some(target, most) for target in self.targets],
         )
 
     def run(self, answer: Answer, specs: Sequence[tf.TensorSpec], numbers: int = 1) -> dict[str, Array]:

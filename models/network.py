@@ -152,11 +152,13 @@ class Network:
             for layer, policy in zip(layers, policies, strict=True):
                 layer.dtype_policy = policy
 
-    def widest_suffix(self) -> int:
-        """Floats of the widest activation of one row in the suffix; free axes count as 256. It sets the chunk size."""
+    def widest_suffix(self) -> int | None:
+        """Floats of the widest activation of one row in the suffix; free axes count as 256.
+
+        None for a subclassed model, which does not say.
+        """
         if self._graph is None:
-            sizes = [weight.shape[-1] for weight in self.model.weights if weight.shape]
-            return max([256, *sizes])
+            return None
         reached = self._reached(self._graph, [False] * len(self._graph.inputs))
         return max(reached.widths, default=256)
 

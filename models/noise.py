@@ -16,6 +16,7 @@ from scipy.special import logsumexp
 from sklearn.model_selection import KFold
 
 from models.contract import Noise
+from models.sampling import some
 from models.temperature import FOLDS, MIN_ROWS, usable_rows
 
 Array = NDArray[Any]
@@ -32,12 +33,12 @@ def fit(draws: Array, stds: Array | None, targets: Array) -> tuple[Noise | None,
     stds: [N, T], what the network's own variance head says, of which the scale is fitted; None without one.
     """
     rows = usable_rows((*draws.shape, 1))
-    draws, targets = draws[:rows].astype(np.float64), targets[:rows]
+    draws, targets = some(draws, rows).astype(np.float64), some(targets, rows)
     if len(targets) < MIN_ROWS:
         return None, f"noise is not known: {len(targets)} calibration rows found, {MIN_ROWS} wanted at least"
     if stds is None:
         return _constant(draws, targets)
-    return _scaled(draws, stds[:rows].astype(np.float64), targets)
+    return _scaled(draws, some(stds, rows).astype(np.float64), targets)
 
 
 def nll(draws: Array, stds: Array | float, targets: Array) -> float:
@@ -49,8 +50,12 @@ def nll(draws: Array, stds: Array | float, targets: Array) -> float:
 
 def constant(draws: Array, targets: Array) -> float:
     """The most likely standard deviation of a noise that is the same for all rows."""
-    rough = max(float(np.sqrt(np.mean((targets - draws.mean(axis=1)) ** 2))), _FLOOR * (float(targets.std()) or 1.0))
-    return minimiser(lambda value: nll(draws, value, targets), rough)
+    return minimiser(lambda value: nll(draws, value, targets), _rough(draws.mean(axis=1), targets))
+
+
+def _rough(means: Array, targets: Array) -> float:
+    """Root mean square of the residuals."""
+    return max(float(np.sqrt(np.mean((targets - means) ** 2))), _FLOOR * (float(targets.std()) or 1.0))
 
 
 def minimiser(cost: Any, about: float) -> float:
@@ -63,7 +68,7 @@ def _constant(draws: Array, targets: Array) -> tuple[Noise, str | None]:
     before, after = [], []
     for rest, fold in _folds(targets):
         mean = draws.mean(axis=1, keepdims=True)
-        alone = max(float(np.sqrt(np.mean((targets[rest] - mean[rest, 0]) ** 2))), _FLOOR)
+        alone = _rough(mean[rest, 0], targets[rest])
         before.append(nll(mean[fold], alone, targets[fold]) * len(fold))
         after.append(nll(draws[fold], constant(draws[rest], targets[rest]), targets[fold]) * len(fold))
     nll_before, nll_after = sum(before) / len(targets), sum(after) / len(targets)

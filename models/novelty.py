@@ -52,7 +52,8 @@ class Novelty:
         """rows: features of known rows, [n, D], n at least MIN_ROWS."""
         rows = rows.astype(np.float64)
         centre, deviation = rows.mean(axis=0), rows.std(axis=0)
-        usual = float(np.sqrt(np.mean(deviation**2))) or 1.0
+        # The median, as the features may be in units of their own: of a mean the largest would be all that is left.
+        usual = float(np.median(deviation[deviation > 0])) if deviation.any() else 1.0
         scaled = (rows - centre) / np.maximum(deviation, _LEAST_DEVIATION * usual)
         count, size = scaled.shape
         kept = max(min(_MOST_AXES, size, count // _ROWS_PER_AXIS, _MOST_NUMBERS // size), 1)

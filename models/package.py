@@ -9,6 +9,7 @@ import functools
 import json
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,7 +126,7 @@ def _configuration(path: Path) -> _Configuration:
             return _keras_configuration(path)
         if suffix in HDF5_SUFFIXES:
             return _hdf5_configuration(path)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise PackageError(
             path, f"not an intact Keras file ({_reason(error)}); wanted what model.save() wrote"
         ) from error

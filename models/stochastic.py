@@ -47,6 +47,11 @@ class Noise:
     shape: tuple[Size, ...]  # of one draw
 
     @property
+    def layer(self) -> int:
+        """The number of the layer that draws it."""
+        return self.stream >> _LAYER_SHIFT
+
+    @property
     def is_static(self) -> bool:
         return all(isinstance(size, int) for size in self.shape)
 

@@ -15,6 +15,7 @@ from sklearn.model_selection import KFold
 
 from models.contract import Temperature
 from models.reliability import expected_calibration_error
+from models.sampling import some
 from models.statistics import SMALLEST_NORMAL
 
 Array = NDArray[Any]
@@ -39,7 +40,7 @@ def fit(draws: Array, classes: Array) -> tuple[Temperature, str | None]:
     prior on log T around 0.
     """
     rows = usable_rows(draws.shape)
-    logs, classes = logarithms(draws[:rows]), classes[:rows]
+    logs, classes = logarithms(some(draws, rows)), some(classes, rows)
     before = answers(logs, 1.0)
     nll_before, ece_before = nll(before, classes), expected_calibration_error(before, classes)
     if len(classes) < MIN_ROWS:
@@ -71,7 +72,7 @@ def applied(draws: tf.Tensor, temperature: float, binary: bool) -> tf.Tensor:
 
 
 def usable_rows(shape: tuple[int, ...]) -> int:
-    """Of draws of this shape [N, T, K], the rows that are used: the first ones."""
+    """How many rows of draws of this shape [N, T, K] are used."""
     return min(shape[0], max(MIN_ROWS, MOST_NUMBERS // (shape[1] * shape[2])))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.members import member_symbols
+from models.sampling import some
 from training import replicas
 from training.datasets import Dataset
 from training.fit import MOST_ENCODED_BYTES, WATCHED_ROWS, Fitted, OnEpoch, fit, targets
@@ -109,7 +110,7 @@ def _together(
         ) -> None:
             trained = now()
             if watch is not None:
-                seen.append(trained.loss([watch[:WATCHED_ROWS]] * len(trained.replicas)))
+                seen.append(trained.loss([some(watch, WATCHED_ROWS)] * len(trained.replicas)))
             if on_epoch is not None:
                 on_epoch(before + done, float(trained.losses[:, -1].mean()))
 

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from models.sampling import some
 from training.datasets import Dataset
 from training.networks import answer, in_target_units, model
 from training.preprocessing import Preprocessor
@@ -83,7 +84,7 @@ def fit(
     watched: list[float] = []
     callbacks = [] if on_epoch is None else [report(on_epoch)]
     if watch is not None:
-        rows = watch[:WATCHED_ROWS]
+        rows = some(watch, WATCHED_ROWS)
         callbacks.append(
             _watch(network, loss(data, recipe.heteroscedastic), network_input(rows), target[rows], watched)
         )

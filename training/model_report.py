@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix
 
 from models.contract import MC_DRAWS, MC_PREDICT, MIN_NUM_SAMPLES, NUM_SAMPLES, SEED, Manifest, TrainingData
+from models.sampling import some
 from training import trust_sections
 from training.artifact_answers import Artifact
 from training.assessment import assess
@@ -97,8 +98,8 @@ def html(evidence: Evidence, folder: Path, manifest: Manifest, more: Sequence[Se
 
 
 def draw_rows(evidence: Evidence, folder: Path) -> Drawn:
-    """Ask the artifact about the first test rows."""
-    data, rows = evidence.data, evidence.rows.test[:MAX_ROWS]
+    """Ask the artifact about test rows."""
+    data, rows = evidence.data, some(evidence.rows.test, MAX_ROWS)
     signatures = tf.saved_model.load(str(folder)).signatures
     answers = [
         signatures[MC_PREDICT](**{name: tf.constant(values) for name, values in data.tensors(part).items()})

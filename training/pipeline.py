@@ -13,6 +13,7 @@ from models.bento_store import import_artifact
 from models.contract import DEFAULT_SEED, Manifest, TrainingData, read_manifest
 from models.holdout import KnownRows
 from models.novelty import MOST_ROWS
+from models.sampling import some
 from training import model_report
 from training.collapse import is_constant
 from training.comparison import Variant, alternatives, fit_variant, place
@@ -91,7 +92,7 @@ def train(plan: Plan, reporter: Reporter) -> Published:
             examples=data.instances(example_rows(data, rows)),
             holdout=KnownRows(data.tensors(rows.calibration), [data.y[rows.calibration]]),
             calibration_settings=plan.calibration,
-            training_inputs=data.tensors(some(rows.train)),
+            training_inputs=data.tensors(some(rows.train, MOST_ROWS)),
             metrics={"test": chosen.metrics},
             training_data=described,
             training={
@@ -133,7 +134,7 @@ def fit_alive(plan: Plan, rows: Split, reporter: Reporter) -> tuple[Plan, Varian
         # An ensemble's members have the seeds that follow its own.
         seed = (plan.seed + attempt * plan.members) % 2**32
         chosen = fit_variant(place(plan.recipe), plan.recipe, plan.data, rows, seed, reporter, plan.members)
-        collapsed = count_collapsed(chosen.model, plan, rows.train[:LOOKED_AT])
+        collapsed = count_collapsed(chosen.model, plan, some(rows.train, LOOKED_AT))
         if found is None or collapsed <= found[2]:
             found = replace(plan, seed=seed), chosen, collapsed
         if not collapsed:
@@ -167,11 +168,6 @@ def training_data(data: Dataset, rows: Split) -> TrainingData:
         test_rows=len(rows.test),
         attribution=data.attribution,
     )
-
-
-def some(rows: np.ndarray) -> np.ndarray:
-    """As many of the rows as novelty is measured from at most, spread evenly."""
-    return rows[:: -(-len(rows) // MOST_ROWS)]
 
 
 def example_rows(data: Dataset, rows: Split) -> np.ndarray:

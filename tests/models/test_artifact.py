@@ -255,6 +255,24 @@ def test_import_into_bentomls_store_copies_the_whole_artifact(tiny, tmp_path):
     assert_equal(copied.sample(batch, 50, 3), tiny.sample(batch, 50, 3))
 
 
+def test_a_store_that_cannot_be_written_is_named_and_the_artifact_stays(tiny, tmp_path):
+    (tmp_path / "store").write_text("not a folder")
+    script = """
+import sys
+from pathlib import Path
+from models.bento_store import import_artifact
+from models.contract import ArtifactError
+try:
+    import_artifact(Path(sys.argv[1]))
+except ArtifactError as error:
+    print(error)
+"""
+    output = python(script, tiny.folder, BENTOML_HOME=str(tmp_path / "store"), BENTOML_DO_NOT_TRACK="True")
+    assert output.startswith(f"{tiny.folder}: it is published, but BentoML's own store cannot take it (")
+    assert output.count("\n") == 1
+    assert verify(tiny.folder) == tiny.manifest
+
+
 # When it goes wrong.
 
 
@@ -262,10 +280,49 @@ def without_dropout() -> keras.Model:
     return keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class OnlyInTraining(keras.layers.Layer):
+    """Dropout that inference never reaches: an idiom of old code."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+        self.drop = keras.layers.Dropout(0.5, name="drop")
+
+    def call(self, inputs, training=False):
+        return self.drop(inputs, training=training) if training else inputs
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class TwoAnswers(keras.Model):
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+        self.drop, self.first, self.second = keras.layers.Dropout(0.5), keras.layers.Dense(1), keras.layers.Dense(2)
+
+    def call(self, inputs, training=False):
+        kept = self.drop(inputs, training=training)
+        return self.first(kept), self.second(kept)
+
+
+def idle_dropout() -> keras.Model:
+    inputs = keras.Input((2,))
+    hidden = OnlyInTraining()(inputs)
+    return keras.Model(
+        inputs, [keras.layers.Dense(1)(hidden), keras.layers.Dense(1)(keras.layers.Dropout(0.5)(hidden))]
+    )
+
+
+def two_answers() -> keras.Model:
+    model = TwoAnswers()
+    model(np.zeros((1, 3)))
+    return model
+
+
 @pytest.mark.parametrize(
     ("build", "arguments", "reason"),
     [
         (without_dropout, {}, "no layer of the network is stochastic"),
+        (idle_dropout, {}, "layer 'only_in_training.*/drop': it is never called with training=False"),
+        (two_answers, {}, "model 'two_answers.*': a subclassed model of 2 outputs, which have no names"),
         (networks.tiny_net, {"labels": ["a", "b"]}, "2 labels given"),
         (networks.tiny_net, {"num_samples": 1}, "num_samples: 1 found"),
         (networks.tiny_net, {"name": "../outside"}, "model name"),

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from models import conformal
 from models.contract import ConformalScores
+from models.sampling import some
 
 
 def rows(count: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -49,6 +50,24 @@ def test_set_of_the_graph_is_what_the_scores_say(sets, coverage):
         np.testing.assert_array_equal(found[clear, label], distance[clear] <= 0)
 
 
+@pytest.mark.parametrize("order", ["by class", "by score"])
+def test_of_many_rows_those_that_are_kept_are_like_all(order):
+    """Sorted files are usual: their first rows would be easy ones, or of few classes."""
+    probabilities, classes = rows(4 * conformal.MOST_ROWS, 5)
+    own = own_scores(probabilities, "lac")[np.arange(len(classes)), classes]
+    sorted_rows = np.argsort(classes if order == "by class" else own, kind="stable")
+    scores = conformal.of_classes(probabilities[sorted_rows], classes[sorted_rows], "lac")
+    assert len(scores.scores[0]) == conformal.MOST_ROWS
+    assert np.mean(own <= scores.thresholds(0.9)[0]) == pytest.approx(0.9, abs=0.015)
+    by_class = conformal.of_classes(probabilities[sorted_rows], classes[sorted_rows], "class").scores
+    assert min(map(len, by_class)) > 0.1 * conformal.MOST_ROWS
+
+
+def test_the_least_coverage_has_the_least_threshold():
+    scores = ConformalScores(kind="lac", scores=[[0.1, 0.5, 0.9]])
+    assert scores.thresholds(1e-12) == scores.thresholds(0.2) == [0.1]
+
+
 def test_too_few_rows_are_the_full_set_and_a_sentence():
     probabilities, classes = rows(8, 3)
     scores = conformal.of_classes(probabilities, classes, "lac")
@@ -66,7 +85,7 @@ def test_too_few_rows_are_the_full_set_and_a_sentence():
 def test_scores_are_a_step_up_and_ten_thousand_at_most():
     probabilities, classes = rows(10_050, 2)
     scores = conformal.of_classes(probabilities, classes, "lac").scores[0]
-    own = np.sort(own_scores(probabilities, "lac")[np.arange(10_000), classes[:10_000]])
+    own = np.sort(some(own_scores(probabilities, "lac")[np.arange(10_050), classes], 10_000))
     assert len(scores) == 10_000
     assert (np.array(scores) >= own - 1e-7).all()
     assert (np.array(scores) <= own + 2e-6).all()

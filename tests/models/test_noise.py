@@ -59,6 +59,15 @@ def test_scale_is_on_only_where_cross_validation_shows_a_gain(seed):
     assert (found.scale != 1.0) == (found.nll_after < found.nll_before) == (reason is None)
 
 
+def test_the_targets_unit_does_not_matter():
+    draws, targets = made_up(200, 5.0)
+    plain, _ = noise.fit(draws, None, targets)
+    tiny, _ = noise.fit(1e-8 * draws.astype(np.float64), None, 1e-8 * targets)
+    assert plain is not None
+    assert tiny is not None
+    assert plain.nll_before - plain.nll_after == pytest.approx(tiny.nll_before - tiny.nll_after, abs=1e-6)
+
+
 def test_rows_without_residuals_have_a_noise_above_zero():
     draws = np.zeros((20, 30), np.float32)
     found, _ = noise.fit(draws, None, np.zeros(20))

@@ -30,6 +30,15 @@ def test_with_every_axis_it_is_the_mahalanobis_distance():
     np.testing.assert_allclose(of(known, others), distance(others) / usual, rtol=2e-3)
 
 
+def test_features_in_other_units_do_not_hide_the_rest():
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(500, 10))
+    strange = np.concatenate([np.full(9, 50.0), [0.0]])[None]
+    plain = of(novelty.Novelty(rows), strange)
+    units = np.array([1.0] * 9 + [1e6])
+    np.testing.assert_allclose(of(novelty.Novelty(rows * units), strange * units), plain, rtol=0.02)
+
+
 def test_what_leaves_the_rows_subspace_is_seen():
     """300 features, 60 rows: the axes hold twelve directions, the rest counts as well."""
     random = np.random.default_rng(1)

@@ -209,6 +209,19 @@ def test_made_up_examples_are_of_their_inputs_types(command, desk):
     assert {name: type(values[0]) for name, values in example.items()} == {"bool": bool, "int64": int, "float32": float}
 
 
+@pytest.mark.parametrize(
+    ("shape", "pooled", "size"),
+    [
+        ((None, 1), [layers.Conv1D(4, 80, strides=4), layers.GlobalAveragePooling1D()], 128),
+        ((None, None, 2), [*[layers.MaxPooling2D() for _ in range(5)], layers.GlobalAveragePooling2D()], 32),
+    ],
+)
+def test_free_axes_are_tried_at_a_size_that_the_network_takes(command, desk, shape, pooled, size):
+    model = table(*pooled, layers.Dropout(0.5), input=keras.Input(shape, name="x"))
+    artifact = artifact_of(model, desk, command, f"free-{size}")
+    assert np.shape(artifact.manifest.examples[0]) == tuple(size if axis is None else axis for axis in shape)
+
+
 def test_names_that_no_signature_can_carry_are_made_plain(command, desk):
     names = ["petal-width", "1st", "class", "Sepal length (cm)", "own_name"]
     given = [keras.Input((1,), name=name) for name in names]
@@ -523,6 +536,11 @@ def with_late(layer: keras.Layer, **options: Any) -> keras.Model:
     return keras.Model(net.inputs, layer(net.outputs[0]))
 
 
+def compiled(model: keras.Model, loss: keras.Loss) -> keras.Model:
+    model.compile("sgd", loss)
+    return model
+
+
 def diverged(model: keras.Model) -> keras.Model:
     model.layers[-1].kernel.assign(np.full(model.layers[-1].kernel.shape, np.nan))
     return model
@@ -557,12 +575,37 @@ NETWORKS = {
         ),
         "input 'a b': as 'a_b' in the signatures it is one of two",
     ),
+    "two names that differ in their case": (
+        lambda: keras.Model(
+            both := [keras.Input((2,), name=name) for name in ("Age", "age")],
+            layers.Dense(1)(layers.Dropout(0.5)(layers.Add()(both))),
+        ),
+        "input 'Age': as 'Age' in the signatures it is one of two",
+    ),
     "stateful": (stateful, "'memory': LSTM is stateful|batch size is fixed"),
     "reshaped batch": (reshaped_batch, "input 'x': its batch size is fixed"),
     "certain output": (two_outputs, "output 'certain': no active stochastic layer"),
     "several yes-or-no answers": (
         lambda: table(layers.Dropout(0.5), units=4, activation="sigmoid"),
         "4 separate yes-or-no answers",
+    ),
+    "several yes-or-no answers as logits": (
+        lambda: compiled(
+            table(layers.Dropout(0.5), units=4, activation=None), keras.losses.BinaryCrossentropy(from_logits=True)
+        ),
+        "4 separate yes-or-no answers",
+    ),
+    "free axes that no trial fits": (
+        lambda: keras.Sequential(
+            [
+                keras.Input((None, 1), name="x"),
+                layers.Conv1D(2, 600),
+                layers.GlobalMaxPooling1D(),
+                layers.Dropout(0.5),
+                layers.Dense(1),
+            ]
+        ),
+        "runs with none of the sizes 8, 32, 128, 512 of its free axes",
     ),
     "dropout behind a softmax": (
         lambda: with_late(layers.Dropout(0.1, name="late")),
@@ -734,7 +777,10 @@ def test_a_file_that_holds_no_named_arrays_is_refused(command, desk):
     buffer = io.BytesIO()
     np.save(buffer, X)
     good = (desk / "rows.npz").read_bytes()
-    for content in (b"", b"text", buffer.getvalue(), good[: len(good) // 2], good[:-1]):
+    np.savez_compressed(desk / "wrong.npz", **arrays())
+    damaged = bytearray((desk / "wrong.npz").read_bytes())
+    damaged[60:68] = b"\xff" * 8
+    for content in (b"", b"text", buffer.getvalue(), good[: len(good) // 2], good[:-1], bytes(damaged)):
         (desk / "wrong.npz").write_bytes(content)
         refused(command, desk, *options, reason="wrong.npz: .*wanted what numpy.savez wrote")
 

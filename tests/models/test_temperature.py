@@ -52,6 +52,16 @@ def test_it_is_on_only_where_cross_validation_shows_a_lower_likelihood(seed):
         assert "stays off" in reason
 
 
+def test_of_more_rows_than_are_used_no_class_is_left_out(monkeypatch):
+    """A file may be sorted by class."""
+    draws, classes = made_up(2000, 2.5)
+    order = np.argsort(classes, kind="stable")
+    monkeypatch.setattr(temperature, "MOST_NUMBERS", 600 * 30 * 3)
+    found, _ = temperature.fit(draws[order], classes[order])
+    assert found.value == pytest.approx(2.5, rel=0.15)
+    assert found.nll_before == pytest.approx(log_loss(classes, draws.mean(axis=1, dtype=np.float64)), rel=0.05)
+
+
 def test_too_few_rows_leave_it_off_with_the_reason():
     found, reason = temperature.fit(*made_up(9, 3.0))
     assert found.value == 1.0
