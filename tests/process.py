@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import ssl
@@ -20,6 +21,11 @@ ROOT = Path(__file__).parents[1]
 # Generous: a busy machine with two cores imports TensorFlow in several processes at once.
 START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 30
+# Below those that Linux, from 32,768 on, gives to whoever wants any port: BentoML's own sockets, for one.
+LOWEST_PORT, HIGHEST_PORT = 20_000, 32_000
+# Processes that run tests side by side begin at places of their own.
+_FIRST_PORT = LOWEST_PORT + 97 * os.getpid() % (HIGHEST_PORT - LOWEST_PORT)
+_PORTS = itertools.chain(range(_FIRST_PORT, HIGHEST_PORT), range(LOWEST_PORT, _FIRST_PORT))
 BENTOML_SERVE = ("-m", "bentoml", "serve")
 DROPSERVE_SERVE = ("-c", "import dropserve; dropserve.main()", "serve")
 
@@ -32,8 +38,11 @@ class Served:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
+    """Free now, and never given twice: it is bound much later, when other servers have started."""
+    for port in _PORTS:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise RuntimeError(f"no port is left from {LOWEST_PORT} to {HIGHEST_PORT}")
 
 
 @contextlib.contextmanager

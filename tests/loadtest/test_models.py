@@ -21,11 +21,14 @@ from loadtest.profile import ALL_PROTOCOLS, BY_NAME, NATIVE
 from tests.loadtest.test_verdict import faulty_proxy, loadtest
 from tests.process import ROOT, Served, bentoml_serve, free_port
 
-GRPC_PORT = free_port()
+
+@pytest.fixture(scope="module")
+def grpc_port() -> int:
+    return free_port()
 
 
 @pytest.fixture(scope="module")
-def served(trained_repository, tmp_path_factory) -> Iterator[Served]:
+def served(trained_repository, tmp_path_factory, grpc_port) -> Iterator[Served]:
     """Sonar by default, a second net of Sonar's rows, and wine, whose rows only its manifest knows."""
     repository = tmp_path_factory.mktemp("models") / "artifacts"
     shutil.copytree(trained_repository, repository)
@@ -33,7 +36,7 @@ def served(trained_repository, tmp_path_factory) -> Iterator[Served]:
         command = [sys.executable, "-m", "dropserve", "train", data, *options, "--epochs", "5"]
         subprocess.run([*command, "--repository", str(repository)], cwd=ROOT, check=True, stdin=subprocess.DEVNULL)
     log = tmp_path_factory.mktemp("log") / "log"
-    with bentoml_serve(repository, log, DROPSERVE_MODEL="sonar", DROPSERVE_GRPC_PORT=str(GRPC_PORT)) as server:
+    with bentoml_serve(repository, log, DROPSERVE_MODEL="sonar", DROPSERVE_GRPC_PORT=str(grpc_port)) as server:
         yield server
 
 
@@ -48,7 +51,7 @@ def requests_by_model(url: str) -> dict[str, float]:
     return counts
 
 
-def test_each_model_gets_its_share_by_every_protocol(served):
+def test_each_model_gets_its_share_by_every_protocol(served, grpc_port):
     before = requests_by_model(served.url)
     options = [
         "--host",
@@ -58,7 +61,7 @@ def test_each_model_gets_its_share_by_every_protocol(served):
         "--users",
         "12",
         "--grpc",
-        f"127.0.0.1:{GRPC_PORT}",
+        f"127.0.0.1:{grpc_port}",
         "--json",
     ]
     done = loadtest(*options, "--model", "sonar:3", "--model", "wine:1", run_time="8s")
