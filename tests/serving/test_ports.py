@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.process import bentoml_serve, free_port
+from tests.serving.samples import samples, total
 from tests.serving.versions import wait_for
 
 
@@ -86,15 +87,24 @@ def test_sigterm_under_load_answers_everything_that_was_accepted(trained, tmp_pa
     """Readiness falls first; what runs is answered; what is new gets 503; then nobody listens, and the process ends."""
     port = free_port()
     body = {"instances": trained.instances[:3]}
-    long_body = {"instances": trained.instances, "num_samples": 5_000}
-    seen: list[tuple[int, str]] = []
+    # Seconds of work, so that it is still under way when it has been seen to be.
+    long_body: dict[str, Any] = {"instances": trained.instances * 4, "num_samples": 9_000}
+    # Of each user, in order: status and retry-after.
+    seen: list[list[tuple[int, str]]] = [[] for _ in range(4)]
     broken: list[str] = []
     long_answers: list[int] = []
-    settings: dict[str, Any] = {"DROPSERVE_REST_PORT": str(port), "DROPSERVE_DRAIN_S": "2"}
-    with bentoml_serve(trained.repository, tmp_path / "log", **settings) as server:
+    settings: dict[str, Any] = {
+        "DROPSERVE_REST_PORT": str(port),
+        "DROPSERVE_DRAIN_S": "4",
+        "DROPSERVE_MAX_ROW_DRAWS": str(10**7),
+    }
+    with (
+        bentoml_serve(trained.repository, tmp_path / "log", **settings) as server,
+        httpx.Client(base_url=server.url, timeout=60) as watcher,
+    ):
         terminated = threading.Event()
 
-        def user(url: str) -> None:
+        def user(url: str, answers: list[tuple[int, str]]) -> None:
             with httpx.Client(base_url=url, timeout=60) as client:
                 while True:
                     try:
@@ -106,19 +116,21 @@ def test_sigterm_under_load_answers_everything_that_was_accepted(trained, tmp_pa
                         if not terminated.is_set():
                             broken.append(repr(error))
                         return
-                    seen.append((answer.status_code, answer.headers.get("retry-after", "")))
+                    answers.append((answer.status_code, answer.headers.get("retry-after", "")))
                     time.sleep(0.005)
 
         def patient_user() -> None:
             long_answers.append(httpx.post(f"{server.url}/uncertainty", json=long_body, timeout=60).status_code)
 
-        users = [threading.Thread(target=user, args=(url,)) for url in (server.url, f"http://127.0.0.1:{port}") * 2]
+        urls = (server.url, f"http://127.0.0.1:{port}") * 2
+        users = [threading.Thread(target=user, args=given) for given in zip(urls, seen, strict=True)]
         for thread in users:
             thread.start()
-        wait_for(lambda: len(seen) > 50, "some answers")
+        wait_for(lambda: min(map(len, seen)) > 10, "some answers")
         patient = threading.Thread(target=patient_user)
         patient.start()
-        time.sleep(0.2)
+        work = len(long_body["instances"]) * long_body["num_samples"]
+        wait_for(lambda: total(samples(watcher), "dropserve_open_row_draws") >= work, "the long request")
         terminated.set()
         os.kill(server.process.pid, signal.SIGTERM)
         wait_for(lambda: httpx.get(f"{server.url}/readyz", timeout=10).status_code == 503, "readiness to fall")
@@ -128,10 +140,13 @@ def test_sigterm_under_load_answers_everything_that_was_accepted(trained, tmp_pa
         wait_for(lambda: server.process.poll() is not None, "the process to end")
     assert broken == []
     assert long_answers == [200]
-    assert {status for status, _ in seen} == {200, 503}
-    assert {retry for status, retry in seen if status == 503} == {"1"}
-    statuses = [status for status, _ in seen]
-    assert 200 not in statuses[statuses.index(503) + len(users) :]
+    for answers in seen:
+        statuses = [status for status, _ in answers]
+        assert set(statuses) <= {200, 503}
+        assert statuses == sorted(statuses), "an answer after a refusal"
+    together = [answer for answers in seen for answer in answers]
+    assert {status for status, _ in together} == {200, 503}
+    assert {retry for status, retry in together if status == 503} == {"1"}
 
 
 def test_a_client_that_never_finishes_its_request_does_not_keep_the_server(trained, tmp_path):
@@ -173,4 +188,6 @@ def test_work_is_given_up_when_its_client_goes_away(trained, tmp_path):
                 httpx.post(f"{server.url}/uncertainty", json=body, timeout=1.0)
         short = {"instances": trained.instances[:1], "num_samples": 2000}
         assert httpx.post(f"{server.url}/uncertainty", json=short, timeout=20).status_code == 200
-        wait_for(lambda: "dropserve_open_requests 0" in httpx.get(f"{server.url}/metrics").text, "an empty queue")
+        wait_for(
+            lambda: "dropserve_open_requests 0" in httpx.get(f"{server.url}/metrics", timeout=60).text, "an empty queue"
+        )
