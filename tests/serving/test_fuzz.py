@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -41,6 +42,8 @@ SEED = int(os.environ.get("FUZZ_SEED", "0"))
 # Far above what any case takes: only a hang needs as long.
 HANG_S = 60
 MAX_GROWTH_MB = 16
+# How often all cases are sent until one time leaves the memory as it was: the allocator's own may take a few.
+MEMORY_PASSES = 5
 
 # Rules that no schema can state; one of them, that 5.0 is no integer.
 BEYOND_A_SCHEMA = re.compile(
@@ -210,7 +213,11 @@ def _exchange(connection: socket.socket, request: bytes, pieces: int) -> bytes:
 
 
 def _messages() -> dict[str, list[bytes]]:
-    """Serialized requests by gRPC method."""
+    """Serialized requests by gRPC method, the same bytes in every process: the cases are made of them."""
+
+    def serialized(request: Any) -> bytes:
+        return request.SerializeToString(deterministic=True)
+
     predict = predict_pb2.PredictRequest()
     predict.model_spec.name = "sonar"
     predict.inputs["features"].CopyFrom(tf.make_tensor_proto(np.array([ROW, ROW], np.float32)))
@@ -227,7 +234,7 @@ def _messages() -> dict[str, list[bytes]]:
     classify = classification_pb2.ClassificationRequest()
     classify.model_spec.name = "sonar"
     classify.input.example_list.examples.add().features.feature["features"].float_list.value.extend(ROW)
-    regress = regression_pb2.RegressionRequest.FromString(classify.SerializeToString())
+    regress = regression_pb2.RegressionRequest.FromString(serialized(classify))
     several = inference_pb2.MultiInferenceRequest()
     several.tasks.add(method_name="tensorflow/serving/classify").model_spec.name = "sonar"
     several.input.CopyFrom(classify.input)
@@ -238,12 +245,12 @@ def _messages() -> dict[str, list[bytes]]:
     status.model_spec.version.value = 1
     service = "/tensorflow.serving.PredictionService"
     return {
-        f"{service}/Predict": [message.SerializeToString() for message in (predict, typed, drawn)],
-        f"{service}/Classify": [classify.SerializeToString()],
-        f"{service}/Regress": [regress.SerializeToString()],
-        f"{service}/MultiInference": [several.SerializeToString()],
-        f"{service}/GetModelMetadata": [metadata.SerializeToString()],
-        "/tensorflow.serving.ModelService/GetModelStatus": [status.SerializeToString()],
+        f"{service}/Predict": [serialized(message) for message in (predict, typed, drawn)],
+        f"{service}/Classify": [serialized(classify)],
+        f"{service}/Regress": [serialized(regress)],
+        f"{service}/MultiInference": [serialized(several)],
+        f"{service}/GetModelMetadata": [serialized(metadata)],
+        "/tensorflow.serving.ModelService/GetModelStatus": [serialized(status)],
     }
 
 
@@ -339,8 +346,12 @@ def test_the_same_cases_again_take_no_more_memory(target):
             sender(target, SHARE)
         return target.resident_mb()
 
-    first, second = resident_mb(), resident_mb()
-    assert second - first < MAX_GROWTH_MB
+    found = [resident_mb()]
+    while len(found) < MEMORY_PASSES:
+        found.append(resident_mb())
+        if found[-1] - found[-2] < MAX_GROWTH_MB:
+            return
+    pytest.fail(f"each time of these took more memory, in MB: {found}")
 
 
 def assert_well(target: Target) -> None:
