@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -27,6 +29,8 @@ LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 STOP_TIMEOUT_S = 10
 # How long after the schedule's end what waits for a free user may still be sent.
 DRAIN_S = 10
+# How long Locust waits until all its processes have their users: without them one would draw up an empty schedule.
+USERS_TIMEOUT_S = 30
 # A load test that is later than this tells more of its own machine than of the server.
 LATE_MS = 10
 PROBE_TIMEOUT_S = 5
@@ -166,8 +170,19 @@ class Run:
             command += ["--mix", json.dumps(self.mix)]
             command += [part for file in self.files for part in ("--rows", file)]
             command += [part for target in self.targets for part in ("--target", target)]
-            command += ["--processes", str(self.processes)] if self.processes > 1 else []
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+            if self.processes > 1:
+                # A port of its own: Locust's usual one would let two load tests on one machine meet.
+                port = str(_free_port())
+                command += ["--processes", str(self.processes), "--master-bind-host", "127.0.0.1"]
+                command += ["--master-bind-port", port, "--master-port", port]
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+                env=os.environ | {"LOCUST_WAIT_FOR_WORKERS_REPORT_AFTER_RAMP_UP": str(USERS_TIMEOUT_S)},
+            )
             if not report.exists():
                 said = (done.stderr.strip() or done.stdout.strip()).splitlines()
                 raise LoadTestError(
@@ -241,6 +256,11 @@ def _too_slow(total: Endpoint, end_p50_ms: float | None, limits: Thresholds) -> 
         for name, found, limit in taken
         if found is not None and limit is not None and found > limit
     ]
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
 
 
 def _check_ready(host: str) -> None:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from loadtest.verdict import Run
 from tests.process import ROOT, bentoml_serve, free_port
 
 UNSENT = re.compile(r"([\d,]+) requests were due and not sent before the end")
+# An error of a verdict for people; and how often a healthy server may be too slow on a busy machine.
+ERROR = re.compile(r"^ *[\d,]+ x (.*)$", re.MULTILINE)
+TRIES = 3
 PROXY = Path(__file__).with_name("faulty_proxy.py")
 
 
@@ -25,6 +29,20 @@ def loadtest(*options: str, run_time: str = "5s") -> subprocess.CompletedProcess
     command = [sys.executable, "-m", "dropserve", "loadtest", "--run-time", run_time, *options]
     command += [] if "--users" in options else ["--users", "4"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+
+
+def passing(*options: str, run_time: str = "5s") -> subprocess.CompletedProcess[str]:
+    """The first run that passes. Others may have been too slow, where the machine is busy, and nothing else."""
+    for _ in range(TRIES):
+        done = loadtest(*options, run_time=run_time)
+        if done.returncode == 0:
+            break
+        errors = [error for error, _ in json.loads(done.stdout)["errors"]] if "--json" in options else []
+        errors = errors or ERROR.findall(done.stdout)
+        assert errors, done.stdout + done.stderr
+        assert all(error.startswith("all: p") for error in errors), errors
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
 
 
 @contextlib.contextmanager
@@ -39,8 +57,7 @@ def faulty_proxy(upstream: str, fault: str, every: int) -> Iterator[str]:
 
 
 def test_healthy_server_passes(sonar_server):
-    done = loadtest("--host", sonar_server.url, "--json")
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = passing("--host", sonar_server.url, "--json")
     verdict = json.loads(done.stdout)
     assert verdict["passed"]
     assert verdict["errors"] == []
@@ -54,8 +71,7 @@ def test_healthy_server_passes(sonar_server):
 
 
 def test_summary_shows_figures_and_the_verdict(sonar_server):
-    done = loadtest("--host", sonar_server.url, run_time="2s")
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = passing("--host", sonar_server.url, run_time="2s")
     for word in ("requests/s", "p50 ms", "p95 ms", "p99 ms", "failures", "/predict", "/uncertainty"):
         assert word in done.stdout
     assert done.stdout.strip().endswith("passed")
@@ -98,8 +114,7 @@ def test_a_server_that_is_slow_at_the_end_fails_by_that(sonar_server):
 
 def test_two_processes_share_the_schedule(sonar_server, tmp_path):
     page = tmp_path / "page.html"
-    done = loadtest("--host", sonar_server.url, "--json", "--processes", "2", "--html", str(page), run_time="5s")
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = passing("--host", sonar_server.url, "--json", "--processes", "2", "--html", str(page), run_time="5s")
     verdict = json.loads(done.stdout)
     # 5 s at 100 a second, and not twice that; five standard deviations.
     assert abs(verdict["total"]["requests"] - 500) < 5 * 500**0.5
@@ -109,6 +124,18 @@ def test_two_processes_share_the_schedule(sonar_server, tmp_path):
     for word in ("passed", "Latency, from the intended start", "Throughput", "queue", "batches", "None: every answer"):
         assert word in text
     assert not re.search(r"(src|href)=\"(?!#)", text)
+
+
+def test_two_load_tests_of_several_processes_do_not_meet(sonar_server):
+    options = ("--host", sonar_server.url, "--json", "--processes", "2")
+    with ThreadPoolExecutor(2) as both:
+        runs = list(both.map(lambda _: loadtest(*options, run_time="3s"), range(2)))
+    for done in runs:
+        assert done.returncode in (0, 1), done.stdout + done.stderr
+        verdict = json.loads(done.stdout)
+        assert [error for error, _ in verdict["errors"] if not error.startswith("all: p")] == []
+        # 3 s at 100 a second; five standard deviations.
+        assert abs(verdict["total"]["requests"] - 300) < 5 * 300**0.5
 
 
 def test_every_protocol_is_asked_and_agrees(trained_repository, tmp_path):
@@ -177,8 +204,7 @@ def test_own_rows_are_sent(sonar_server, tmp_path, form):
         header = header if form == "csv by name" else header.replace("band_", "column_")
         path.write_text("\n".join([header, *lines]))
     target = [] if form == "json" else ["--target", "object"]
-    done = loadtest("--host", sonar_server.url, "--rows", str(path), *target, run_time="2s")
-    assert done.returncode == 0, done.stdout + done.stderr
+    passing("--host", sonar_server.url, "--rows", str(path), *target, run_time="2s")
 
 
 def test_rows_that_the_model_refuses_fail(sonar_server, tmp_path):
