@@ -9,6 +9,7 @@ import pytest
 
 from training import pipeline, search, tune
 from training.collapse import constant_answer, is_constant
+from training.comparison import fit_variant
 from training.datasets import load
 from training.ensemble import fit_members, single_networks
 from training.evaluation import answers, evaluate_constant, figures
@@ -126,7 +127,6 @@ def silence(network):
 def silenced(monkeypatch):
     """Seeds whose fit ends in a dead network, or in an ensemble whose second member is dead."""
     seeds: set[int] = set()
-    fit_variant = pipeline.fit_variant
 
     def fit(name, recipe, data, rows, seed, reporter, members=1):
         variant = fit_variant(name, recipe, data, rows, seed, reporter, members)
