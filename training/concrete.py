@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from training.datasets import Dataset
 from training.errors import InputError
 from training.fit import OnEpoch, batches, loss, optimizer, report, targets
-from training.networks import answer
+from training.networks import VISIBLE, answer
 from training.preprocessing import Preprocessor
 from training.recipes import Recipe
 
@@ -130,7 +130,8 @@ def concrete(network: keras.Model, rows: int, seed: int) -> tuple[keras.Model, d
     def exchange(layer: keras.layers.Layer) -> keras.layers.Layer:
         if not isinstance(layer, keras.layers.Dropout):
             return layer.__class__.from_config(layer.get_config())
-        place = "visible" if layer.name == "visible_dropout" else "hidden"
+        # A column may have the layer's name, which then ends in another.
+        place = "visible" if layer.name.partition(".")[0] == VISIBLE else "hidden"
         if place not in logits:
             logit = np.log(layer.rate / (1 - layer.rate))
             logits[place] = keras.Variable(np.float32(logit), name=f"{place}_logit")

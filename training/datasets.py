@@ -8,7 +8,7 @@ import json
 import keyword
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -199,6 +199,11 @@ def input_names(columns: tuple[str, ...]) -> list[str]:
             name += "_"
         names.append(name)
     return names
+
+
+def layer_name(name: str, inputs: Collection[str]) -> str:
+    """The name of a layer beside inputs of these names, with which it shares a namespace: no input's has a dot."""
+    return f"{name}.layer" if name in inputs else name
 
 
 def decimal(value: np.float32) -> float | None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from models.members import member_symbols
 from models.sampling import some
 from training import replicas
-from training.datasets import Dataset
+from training.datasets import Dataset, layer_name
 from training.fit import MOST_ENCODED_BYTES, WATCHED_ROWS, Fitted, OnEpoch, fit, targets
 from training.folds import encode, image_shape
 from training.networks import answer, in_target_units, model
@@ -75,8 +75,11 @@ class _Ensemble:
         encoded = preprocessor.layers(inputs)
         # Of all rows of the data.
         self.encoded_bytes = math.prod(encoded.shape[1:]) * 4 * len(data.x)
-        self.members = [self._member(encoded.shape[1:], f"member_{number + 1}") for number in range(members)]
-        mean = keras.layers.Average(name="output")([member(encoded) for member in self.members])
+        names = [item.name for item in data.inputs]
+        self.members = [
+            self._member(encoded.shape[1:], layer_name(f"member_{number + 1}", names)) for number in range(members)
+        ]
+        mean = keras.layers.Average(name=layer_name("output", names))([member(encoded) for member in self.members])
         self.model = model(inputs, mean, data)
 
     def _member(self, shape: tuple[int, ...], name: str) -> keras.Model:

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from training.datasets import Dataset, Input, known_categories
+from training.datasets import Dataset, Input, known_categories, layer_name
 
 # Rows a call of the graph.
 _BATCH = 65_536
@@ -85,7 +85,7 @@ class Preprocessor:
         for item, tensor in zip(self.specs, inputs, strict=True):
             if item.dtype == "string":
                 parts.append(self._one_hot(item.name, tensor))
-        return parts[0] if len(parts) == 1 else keras.layers.Concatenate(name="encoded")(parts)
+        return parts[0] if len(parts) == 1 else keras.layers.Concatenate(name=self._name("encoded"))(parts)
 
     def graph(self) -> keras.Model:
         """Those layers alone, as a model."""
@@ -109,34 +109,46 @@ class Preprocessor:
         columns = []
         for item, tensor in numeric:
             # A scale of 1 is how a Keras layer makes a number of a boolean.
-            number = keras.layers.Rescaling(1.0, name=f"{item.name}_number")(tensor) if item.dtype == "bool" else tensor
-            columns.append(keras.layers.Reshape((1,), name=f"{item.name}_column")(number))
-        return columns[0] if len(columns) == 1 else keras.layers.Concatenate(name="numbers")(columns)
+            number = keras.layers.Rescaling(1.0, name=f"{item.name}.number")(tensor) if item.dtype == "bool" else tensor
+            columns.append(keras.layers.Reshape((1,), name=f"{item.name}.column")(number))
+        return columns[0] if len(columns) == 1 else keras.layers.Concatenate(name=self._name("numbers"))(columns)
 
     def _numeric(self, matrix: Any) -> list[Any]:
         assert self.mean is not None
         assert self.variance is not None
         unit = _unit(self.variance)
-        values = keras.layers.Rescaling(unit.tolist(), name="unit")(matrix) if (unit != 1).any() else matrix
+        values = matrix
+        if (unit != 1).any():
+            values = keras.layers.Rescaling(unit.tolist(), name=self._name("unit"))(matrix)
         scaled = keras.layers.Normalization(
-            axis=-1, mean=self.mean * unit, variance=self.variance * unit**2, name="scaling"
+            axis=-1, mean=self.mean * unit, variance=self.variance * unit**2, name=self._name("scaling")
         )(values)
         if not self.nullable:
             return [scaled]
         # 0 is the mean.
-        parts = [keras.ops.nan_to_num(scaled, nan=0.0)]
+        parts = [_called("filled", keras.ops.nan_to_num(scaled, nan=0.0))]
         if self.missing:
-            columns = keras.ops.take(matrix, list(self.missing), axis=1)
-            parts.append(keras.ops.cast(keras.ops.isnan(columns), "float32"))
+            columns = _called("nullable", keras.ops.take(matrix, list(self.missing), axis=1))
+            holes = _called("holes", keras.ops.isnan(columns))
+            parts.append(_called("missing", keras.ops.cast(holes, "float32")))
         return parts
 
     def _one_hot(self, name: str, tensor: Any) -> Any:
         vocabulary = self.vocabularies[name]
-        lookup = keras.layers.StringLookup(vocabulary=vocabulary, output_mode="one_hot", name=f"{name}_category")
+        lookup = keras.layers.StringLookup(vocabulary=vocabulary, output_mode="one_hot", name=f"{name}.category")
         # The first place is the bucket of unknown categories. No training row need fall into it, and weights that were
         # never trained must not speak.
-        known = keras.layers.Rescaling([0.0] + [1.0] * len(vocabulary), name=f"{name}_known")
+        known = keras.layers.Rescaling([0.0] + [1.0] * len(vocabulary), name=f"{name}.known")
         return known(lookup(tensor))
+
+    def _name(self, layer: str) -> str:
+        return layer_name(layer, [item.name for item in self.specs])
+
+
+def _called(name: str, tensor: Any) -> Any:
+    """The tensor, its operation renamed: the name that Keras gives it, as `cast_1`, may be a column's."""
+    tensor._keras_history.operation.name = f"numbers.{name}"
+    return tensor
 
 
 def _unit(variance: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -29,3 +29,28 @@ def passengers(rows: int = 60) -> Dataset:
         kinds=(("alone", "boolean"), ("smoker", "boolean"), ("port of call", "categorical")),
         nullable=("age", "smoker", "port of call"),
     )
+
+
+def namesakes(rows: int = 60) -> Dataset:
+    """A regression whose columns are called as layers are, or as what layers of another column might be."""
+    random = np.random.default_rng(5)
+    texts = ["product", "product_category", "product_known"]
+    numbers = ["price", "price_column", "visible_dropout", "hidden_1", "hidden_1_dropout", "output", "member_1", "unit"]
+    numbers += ["mean", "noise", "least_noise", "target_scaling", "encoded", "numbers", "scaling"]
+    numbers += ["nan_to_num", "take", "isnan", "cast"]
+    x = np.zeros(rows, [(name, "O") for name in texts] + [(name, "f4") for name in numbers])
+    for name in texts:
+        x[name] = random.choice(["a", "b", "c"], rows)
+    for name in numbers:
+        x[name] = np.where(random.random(rows) < 0.2, np.nan, random.normal(0, 1e-9 if name == "unit" else 1, rows))
+    return Dataset(
+        name="namesakes",
+        task="regression",
+        x=x,
+        y=random.normal(5, 2, rows).astype(np.float32),
+        target="worth",
+        attribution="made up",
+        columns=(*texts, *numbers),
+        kinds=tuple((name, "categorical") for name in texts),
+        nullable=tuple(numbers),
+    )

@@ -8,10 +8,11 @@ import keras
 import numpy as np
 import pytest
 
+from tests.training.passengers import namesakes
 from training.concrete import LENGTH_SCALE, START_RATE, concrete, learn_rates
 from training.datasets import load
 from training.networks import answer
-from training.recipes import DEFAULTS
+from training.recipes import DEFAULTS, recipe_of
 from training.splits import split
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +35,15 @@ def test_every_dropout_is_exchanged_and_two_rates_are_learned(name):
     names = [layer.name for layer in plain.layers if isinstance(layer, keras.layers.Dropout)]
     assert [layer.name for layer in clone.layers if type(layer).__name__ == "ConcreteDropout"] == names
     assert sum(variable is logit for variable in clone.trainable_variables for logit in logits.values()) == 2
+
+
+def test_a_column_may_be_called_as_the_dropout_is():
+    data = namesakes()
+    inputs = keras.Input((5,))
+    chosen = replace(recipe_of(data), visible_dropout=0.2, hidden_dropout=0.4)
+    _, logits = concrete(keras.Model(inputs, answer(inputs, data, chosen)), 100, 0)
+    np.testing.assert_allclose(keras.ops.sigmoid(logits["visible"]), 0.2, atol=1e-6)
+    np.testing.assert_allclose(keras.ops.sigmoid(logits["hidden"]), 0.4, atol=1e-6)
 
 
 def test_the_added_loss_is_the_paper_s():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -5,6 +7,7 @@ import pytest
 from dropserve import main
 from models.contract import verify
 from tests.models.artifacts import Artifact
+from tests.training.passengers import namesakes
 from training import inventory, replicas, summary
 from training.datasets import load
 from training.ensemble import fit_members, turns
@@ -12,7 +15,7 @@ from training.fit import fit
 from training.pipeline import train
 from training.plan import EnsembleError, plan
 from training.progress import Reporter
-from training.recipes import recipe
+from training.recipes import recipe, recipe_of
 from training.splits import split
 
 EPOCHS = 3
@@ -88,6 +91,16 @@ def test_members_in_several_stacks_are_those_of_one(monkeypatch):
     np.testing.assert_allclose(three.watched_losses, again.watched_losses, atol=1e-5)
 
 
+@pytest.mark.parametrize("heteroscedastic", [False, True])
+def test_members_of_a_table_whose_columns_are_called_as_layers_are(heteroscedastic):
+    data, rows = namesakes(), np.arange(40)
+    chosen = replace(recipe_of(data), visible_dropout=0.1, epochs=EPOCHS, heteroscedastic=heteroscedastic)
+    ensemble = fit_members(data, rows, chosen, 2, seed=0, most_encoded_bytes=0).model
+    alone = [fit(data, rows, chosen, seed=seed).model for seed in (0, 1)]
+    mean = np.mean([answers(model, data, rows) for model in alone], axis=0)
+    np.testing.assert_allclose(answers(ensemble, data, rows), mean, rtol=1e-5)
+
+
 def members_on_raw_rows(model):
     return [keras.Model(model.input, symbol) for symbol in model.output._keras_history.operation.input]
 
@@ -97,6 +110,18 @@ def test_regression_members_answer_in_the_targets_unit():
     y = data.y[rows.train]
     for net in members_on_raw_rows(ensemble.model):
         assert abs(answers(net, data, rows.train).mean() - y.mean()) < y.std()
+
+
+def test_table_whose_columns_are_called_as_layers_are_is_published(tmp_path):
+    header = "product,product_category,output,visible_dropout,member_1,worth"
+    random = np.random.default_rng(0)
+    rows = [f"{random.choice(list('ab'))},{random.choice(list('cd'))},{n % 7},{n % 5},{n},{n * 0.5}" for n in range(60)]
+    (tmp_path / "goods.csv").write_text("\n".join([header, *rows]))
+    for members in (None, 2):
+        result = published(
+            tmp_path / "goods.csv", tmp_path / "artifacts", target="worth", ensemble=members, visible_dropout=0.1
+        )
+        assert [item.name for item in verify(result.folder).inputs] == header.split(",")[:-1]
 
 
 def published(data, repository, **request):

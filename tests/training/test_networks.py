@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.training.passengers import namesakes
 from training.datasets import DATASETS, load
 from training.networks import build, in_target_units
-from training.recipes import DEFAULTS, SONAR_BASELINE, recipe
+from training.recipes import DEFAULTS, SONAR_BASELINE, recipe, recipe_of
 from training.splits import split
 
 
@@ -135,3 +136,16 @@ def test_only_training_rows_are_looked_at():
     keras.utils.set_random_seed(0)
     second = build(other, rows.train, DEFAULTS["wine"])
     np.testing.assert_array_equal(first(data.x), second(data.x))
+
+
+@pytest.mark.parametrize("heteroscedastic", [False, True])
+def test_columns_may_be_called_as_layers_are(heteroscedastic, tmp_path):
+    data = namesakes()
+    # Keras counts the names that it gives up: here they begin anew.
+    keras.utils.clear_session()
+    model = build(data, np.arange(40), replace(recipe_of(data), visible_dropout=0.1, heteroscedastic=heteroscedastic))
+    model = in_target_units(model, 5, 2)
+    assert [tensor.name for tensor in model.inputs] == list(data.columns)
+    model.save(tmp_path / "model.keras")
+    rows = data.network_input(np.arange(60))
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(rows), model(rows))
