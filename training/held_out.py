@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class HeldOut:
 def read(data: str, manifest: Manifest, *, target: str | None = None, subgroup: str | None = None) -> HeldOut:
     """The rows of DATA: a bundled data set's test rows, a CSV or Parquet file's, a folder's or an .npz file's.
 
+    Of a file or folder that trained the model, under this name or another, they are its test rows.
     Raises InputError or ArtifactError (an .npz file).
     """
     if data.lower().endswith(NPZ):
@@ -75,9 +76,12 @@ def read(data: str, manifest: Manifest, *, target: str | None = None, subgroup: 
     loaded = images.read(Path(data)) if is_folder else load(data)
     if target not in (None, loaded.target):
         raise TargetError(str(target), loaded)
-    rows = np.arange(len(loaded.y)) if is_folder else split(loaded.y, loaded.task).test
-    which = f"all {len(rows):,} images" if is_folder else f"the {len(rows):,} test rows"
-    return _dataset(data, loaded, rows, which, manifest, subgroup)
+    if is_folder and not _trained(loaded, manifest):
+        rows = np.arange(len(loaded.y))
+        return _dataset(data, loaded, rows, f"all {len(rows):,} images", manifest, subgroup)
+    rows = split(loaded.y, loaded.task).test
+    found = _dataset(data, loaded, rows, _test_rows(rows), manifest, subgroup)
+    return replace(found, notes=(*found.notes, _only_test_rows(loaded.name))) if is_folder else found
 
 
 def outliers(data: str, manifest: Manifest) -> dict[str, dict[str, Array]]:
@@ -138,6 +142,22 @@ def _check_form(data: str, loaded: Dataset, manifest: Manifest) -> None:
         raise HeldOutError(data, f"its rows are {_shapes(found)}; {manifest.name} takes {_shapes(wanted)}")
 
 
+def _trained(loaded: Dataset, manifest: Manifest) -> bool:
+    """Whether these rows trained the model, whatever they are called now."""
+    known = manifest.training_data
+    if known is None or known.test_rows == 0 or known.rows != len(loaded.y):
+        return False
+    return replace(loaded, name=known.name).sha256 == known.sha256
+
+
+def _test_rows(rows: NDArray[np.int64]) -> str:
+    return f"the {len(rows):,} test rows"
+
+
+def _only_test_rows(name: str) -> str:
+    return f"{name} trained the model: only the rows that neither training nor calibration saw are judged"
+
+
 def _strangers(loaded: Dataset, manifest: Manifest) -> tuple[str, ...]:
     """Whether the model was trained on other data than these."""
     known = manifest.training_data
@@ -147,7 +167,7 @@ def _strangers(loaded: Dataset, manifest: Manifest) -> tuple[str, ...]:
 
 
 def _file(path: Path, manifest: Manifest, target: str | None, subgroup: str | None) -> HeldOut:
-    """All rows of the file; of the very file that trained the model, the test rows."""
+    """All rows of the file; of the one that trained the model, or a copy of it, the test rows."""
     table = _table(path, manifest)
     target = _target_name(path, table, manifest, target, subgroup)
     [output] = manifest.outputs
@@ -246,9 +266,10 @@ def _classes(data: str, where: str, labels: Array, output: ModelOutput) -> NDArr
 def _without_training_rows(
     found: HeldOut, path: Path, manifest: Manifest, target: str, columns: Sequence[str]
 ) -> HeldOut:
-    """Only the test rows where the file is the one that trained the model: its digest tells."""
+    """Only the test rows where the file's rows are those that trained the model."""
     known = manifest.training_data
-    if known is None or known.rows != found.rows or known.test_rows == 0:
+    if known is None or known.rows != found.rows:
+        # Without reading it again.
         return found
     features = {feature.name: feature for item in manifest.inputs for feature in item.features or ()}
     types = {
@@ -260,16 +281,16 @@ def _without_training_rows(
     }
     with contextlib.suppress(TableError):
         data = tables.read(path, target=target, types=types, task=manifest.outputs[0].task)
-        if data.sha256 == known.sha256:
+        if _trained(data, manifest):
             rows = split(data.y, data.task).test
             return HeldOut(
                 found.name,
-                f"the {len(rows):,} test rows",
+                _test_rows(rows),
                 {name: values[rows] for name, values in found.inputs.items()},
                 [target_values[rows] for target_values in found.targets],
                 found.subgroup,
                 None if found.groups is None else found.groups[rows],
-                (f"{path.name} trained the model: only the rows that neither training nor calibration saw are judged",),
+                (_only_test_rows(path.name),),
             )
     return found
 

@@ -1,6 +1,7 @@
 """`dropserve evaluate`: its figures against oracles over the artifact's own signatures; bad input in one line."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,16 +22,16 @@ from sklearn.metrics import (
 
 import dropserve
 from models.artifact import publish
-from models.contract import Manifest, ModelInput, Temperature
+from models.contract import Manifest, ModelInput, ModelOutput, Temperature
 from tests.models import networks
 from tests.models.artifacts import Artifact
-from training import held_out
+from training import held_out, images
 from training.artifact_answers import without_temperature
 from training.assessment import class_scores
 from training.datasets import load
 from training.errors import InputError
 from training.outliers import made
-from training.pipeline import train
+from training.pipeline import train, training_data
 from training.plan import plan
 from training.progress import Reporter
 from training.splits import split
@@ -204,6 +205,11 @@ def test_of_the_file_that_trained_the_model_only_the_test_rows_are_judged(desk, 
     changed = (desk / "guests.csv").read_text().replace("Ulm", "Bonn", 1)
     (desk / "changed.csv").write_text(changed)
     assert judged("guests", "changed.csv", "--target", "returns")["data"]["rows"] == 200
+    (desk / "copy.csv").write_text((desk / "guests.csv").read_text())
+    again = judged("guests", "copy.csv", "--target", "returns")
+    assert again["data"] | {"name": "guests.csv"} == found["data"]
+    assert again["answers"] == found["answers"]
+    assert any("copy.csv trained the model" in note for note in again["notes"])
 
 
 def test_regression_is_judged_as_the_signatures_answer(desk, judged):
@@ -276,6 +282,32 @@ def test_outliers_that_someone_names_are_scored_beside_those_that_are_made(desk,
         threshold = np.sort(strange)[::-1][int(np.ceil(0.95 * 70)) - 1]
         assert figures["fpr95"] == pytest.approx((known >= threshold).mean())
     assert {"predictive_entropy", "mutual_information", "novelty"} <= set(found["outliers"][rows])
+
+
+def test_of_the_images_that_trained_the_model_only_the_test_rows_are_judged(tmp_path):
+    random = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "pets" / label).mkdir(parents=True)
+        for number in range(30):
+            pixels = random.integers(0, 255, (8, 8), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets" / label / f"{number}.png")
+    data = images.read(tmp_path / "pets")
+    rows = split(data.y, data.task)
+    manifest = Manifest.model_construct(
+        name="pets",
+        inputs=[ModelInput.model_validate({"name": "image", "dtype": "float32", "shape": [8, 8, 1]})],
+        outputs=[ModelOutput.model_construct(name="class", task="classification", labels=["cat", "dog"])],
+        training_data=training_data(data, rows),
+    )
+    shutil.copytree(tmp_path / "pets", tmp_path / "copy")
+    for folder in ("pets", "copy"):
+        found = held_out.read(str(tmp_path / folder), manifest)
+        assert found.described == "the 12 test rows"
+        np.testing.assert_array_equal(found.inputs["image"], data.x[rows.test])
+        np.testing.assert_array_equal(found.targets[0], data.y[rows.test])
+        assert any(f"{folder}-images trained the model" in note for note in found.notes)
+    (tmp_path / "copy" / "cat" / "0.png").unlink()
+    assert held_out.read(str(tmp_path / "copy"), manifest).described == "all 59 images"
 
 
 def test_bundled_data_and_images_in_a_folder_can_be_the_outliers(tmp_path):
