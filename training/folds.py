@@ -201,8 +201,8 @@ def encode(data: Dataset, choices: Sequence[Index]) -> tuple[replicas.Rows, list
     first = [choices[groups.index(group)] for group in range(len(keys))]
     encoded = [_encoded(data, rows) for rows in first]
     # One fold may know a category more than another: columns of zeros fill up, which no weight can make speak.
-    width = max(x.shape[1] for x in encoded)
-    x = np.stack([np.pad(one, ((0, 0), (0, width - one.shape[1]))) for one in encoded])
+    features = tuple(x.shape[1] for x in encoded)
+    x = np.stack([np.pad(one, ((0, 0), (0, max(features) - one.shape[1]))) for one in encoded])
     scales = [(0.0, 1.0)] * len(first)
     if data.task == "regression":
         scales = [
@@ -210,10 +210,10 @@ def encode(data: Dataset, choices: Sequence[Index]) -> tuple[replicas.Rows, list
         ]
     y = np.stack([(data.y - mean) / scale for mean, scale in scales]).astype(np.float32)
     if data.task == "regression":
-        return replicas.Rows(x, y, "linear"), scales, groups
+        return replicas.Rows(x, y, "linear", features=features), scales, groups
     if len(data.labels) == 2:
-        return replicas.Rows(x, y, "sigmoid", image=image), scales, groups
-    return replicas.Rows(x, y, "softmax", len(data.labels), image), scales, groups
+        return replicas.Rows(x, y, "sigmoid", image=image, features=features), scales, groups
+    return replicas.Rows(x, y, "softmax", len(data.labels), image, features), scales, groups
 
 
 def image_shape(data: Dataset) -> tuple[int, int, int] | None:

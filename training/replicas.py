@@ -83,6 +83,8 @@ class Rows:
     outputs: int = 1
     # Height, width and channels where rows are images: F is their product.
     image: tuple[int, int, int] | None = None
+    # Of each group: its own features, which come first; those behind them are zeros in every row. None: all F.
+    features: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ class _Net:
     steps: int
     # For each dropout site, visible first: whether any replica uses it.
     sites: tuple[bool, ...]
+    # Whether replicas differ in their own features.
+    ragged: bool
     bounded: bool
     # Epochs without improvement that stop a replica; None: no replica is watched.
     patience: int | None
@@ -127,6 +131,8 @@ class Trained:
         own = [value[replica, 0] if bias else value[replica] for value, bias in zip(self.weights, cycle([False, True]))]
         for number, layer in enumerate(self._convolutions):
             own[2 * number] = own[2 * number].reshape(layer.kernel_shape)
+        if not self._convolutions:
+            own[0] = own[0][: _features(self.rows, self.replicas)[replica]]
         return own
 
     @property
@@ -165,6 +171,7 @@ class Trained:
         layers = self._convolutions
         units = _widths(self.rows, self.replicas[0].recipe)[:-1]
         rates, seeds = tf.constant(_rates(self.replicas, layers)), tf.constant(_seeds(self.replicas))
+        words = _words(self.rows, self.replicas) if _is_ragged(self.rows, self.replicas) else None
         floats = len(self.replicas) * max(*units, self.rows.outputs, *(layer.activations for layer in layers))
         at_once = max(1, min(index.shape[1], PREDICT_FLOATS // floats))
         step = max(1, PREDICT_FLOATS // (floats * at_once))
@@ -172,7 +179,7 @@ class Trained:
         logits = np.empty((*index.shape[:1], draws, index.shape[1], self.rows.outputs), np.float32)
         for first in range(0, draws, step):
             count = min(step, draws - first)
-            masks = None if num_samples is None else _draw_masks(seeds, rates, tf.constant(first), count, units)
+            masks = None if num_samples is None else _draw_masks(seeds, rates, tf.constant(first), count, units, words)
             for row in range(0, index.shape[1], at_once):
                 x = tf.gather(features, index[:, None, row : row + at_once])
                 own = _logits(x, weights, masks, layers)
@@ -203,7 +210,8 @@ def train_stack(
     net = _net(rows, replicas, patience)
     constants = _constants(rows, replicas, net)
     if weights is None:
-        weights = initial_weights(net.widths, [replica.seed for replica in replicas], net.convolutions)
+        seeds = [replica.seed for replica in replicas]
+        weights = initial_weights(net.widths, seeds, net.convolutions, _features(rows, replicas))
     state = _initial_state(net, weights)
     longest = max(replica.recipe.epochs for replica in replicas)
     with _ONE_GRAPH:
@@ -234,23 +242,29 @@ def train_stack(
 
 
 def initial_weights(
-    widths: Sequence[int], seeds: Sequence[int], layers: Sequence[Convolution] = ()
+    widths: Sequence[int],
+    seeds: Sequence[int],
+    layers: Sequence[Convolution] = (),
+    features: Sequence[int] | None = None,
 ) -> list[NDArray[np.float32]]:
     """Glorot uniform kernels and zero biases for each seed: what Keras's Conv2D and Dense begin with.
 
     widths: units of the inputs and of every layer, of which the first ones are the convolutions `layers`.
+    features: of each seed's inputs those that are its own; no weight stands behind the others.
     """
     generators = [np.random.default_rng(seed) for seed in seeds]
     weights: list[NDArray[np.float32]] = []
     for number, (inputs, units) in enumerate(pairwise(widths)):
-        shape, limit = (inputs, units), math.sqrt(6 / (inputs + units))
+        shape, fan_out = (inputs, units), units
         if number < len(layers):
             layer = layers[number]
-            shape, limit = (layer.fan_in, layer.filters), math.sqrt(6 / (layer.fan_in + layer.fan_out))
-        weights.append(
-            np.stack([generator.uniform(-limit, limit, shape) for generator in generators]).astype(np.float32)
-        )
-        weights.append(np.zeros((len(generators), 1, shape[1]), np.float32))
+            shape, fan_out = (layer.fan_in, layer.filters), layer.fan_out
+        kernels = np.zeros((len(seeds), *shape), np.float32)
+        for place, generator in enumerate(generators):
+            fan_in = shape[0] if number or features is None or layers else features[place]
+            limit = math.sqrt(6 / (fan_in + fan_out))
+            kernels[place, :fan_in] = generator.uniform(-limit, limit, (fan_in, shape[1]))
+        weights += [kernels, np.zeros((len(seeds), 1, shape[1]), np.float32)]
     return weights
 
 
@@ -284,12 +298,15 @@ def orders(seeds: tf.Tensor, epoch: tf.Tensor, counts: tf.Tensor, width: int) ->
     return tf.argsort(keys, axis=1, stable=True)
 
 
-def mask_bits(seeds: tf.Tensor, site: int, steps: tf.Tensor, rows: int, units: int) -> tf.Tensor:
+def mask_bits(
+    seeds: tf.Tensor, site: int, steps: tf.Tensor, rows: int, units: int, words: tf.Tensor | None = None
+) -> tf.Tensor:
     """Uniform 16-bit numbers, uint16 [R, rows, units], for one dropout site in one step of training.
 
     site: 0 for the visible layer, then the hidden ones. steps [R]: each replica's own steps before this one.
+    words: as `_half_words` takes them.
     """
-    return _half_words(seeds, MASK + site, steps[:, None], rows, units)[:, 0]
+    return _half_words(seeds, MASK + site, steps[:, None], rows, units, words)[:, 0]
 
 
 def thresholds(rates: tf.Tensor) -> tf.Tensor:
@@ -297,15 +314,35 @@ def thresholds(rates: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.round(rates * 65536.0), tf.int32)
 
 
-def _half_words(seeds: tf.Tensor, purpose: int, numbers: tf.Tensor, places: int, units: int) -> tf.Tensor:
-    """Uniform 16-bit numbers, uint16 [R, M, places, units], fixed by each number. numbers [R or 1, M]."""
-    words = -(-units // 4)
-    indices = tf.range(places * words)[None, None]
-    key = (seeds[:, None, None], tf.constant(purpose, tf.uint32))
-    pair = threefry(key, (_word(indices), _word(numbers)[..., None]))
-    shape = (-1, numbers.shape[1], places, words)
-    both = tf.concat([tf.reshape(word, shape) for word in pair], axis=3)
-    return tf.reshape(tf.bitcast(both, tf.uint16), (*shape[:3], 4 * words))[..., :units]
+def _half_words(
+    seeds: tf.Tensor, purpose: int, numbers: tf.Tensor, places: int, units: int, words: tf.Tensor | None = None
+) -> tf.Tensor:
+    """Uniform 16-bit numbers, uint16 [R, M, places, units], fixed by each number. numbers [R or 1, M].
+
+    words: int32 [R], the pairs of words that the replica's own units of a place take, `_pairs` of them, where some have
+    fewer than `units`: their numbers are then what they are without the others, and those behind them mean nothing.
+    """
+    most = _pairs(units)
+    if words is None:
+        indices = tf.range(places * most)[None, None]
+        key = (seeds[:, None, None], tf.constant(purpose, tf.uint32))
+        pair = threefry(key, (_word(indices), _word(numbers)[..., None]))
+        shape = (-1, numbers.shape[1], places, most)
+        both = tf.concat([tf.reshape(word, shape) for word in pair], axis=3)
+    else:
+        # A place has the first words of its pairs, and then the second ones.
+        at, own = tf.range(2 * most), words[:, None, None, None]
+        is_second = at >= own
+        indices = tf.range(places)[:, None] * own + tf.where(is_second, at - own, at)
+        key = (seeds[:, None, None, None], tf.constant(purpose, tf.uint32))
+        pair = threefry(key, (_word(indices), _word(numbers)[..., None, None]))
+        both = tf.where(is_second, pair[1], pair[0])
+    return tf.reshape(tf.bitcast(both, tf.uint16), (-1, numbers.shape[1], places, 4 * most))[..., :units]
+
+
+def _pairs(units: int) -> int:
+    """Pairs of words for so many 16-bit numbers."""
+    return -(-units // 4)
 
 
 def _word(value: tf.Tensor) -> tf.Tensor:
@@ -336,6 +373,7 @@ def _net(rows: Rows, replicas: Sequence[Replica], patience: int | None) -> _Net:
         batch_size=batch_size,
         steps=max(-(-len(one.train_rows) // batch_size) for one in replicas),
         sites=tuple(bool(used) for used in np.any(rates > 0, axis=0).tolist()),
+        ragged=_is_ragged(rows, replicas),
         bounded=bool(hidden_units) and any(one.recipe.max_norm is not None for one in replicas),
         patience=patience if any(one.stop_rows is not None for one in replicas) else None,
     )
@@ -348,6 +386,20 @@ def _convolutions(rows: Rows, recipe: Recipe) -> tuple[Convolution, ...]:
 def _widths(rows: Rows, recipe: Recipe) -> tuple[int, ...]:
     layers = _convolutions(rows, recipe)
     return (rows.x.shape[-1], *(layer.outputs for layer in layers), *recipe.hidden_units, rows.outputs)
+
+
+def _features(rows: Rows, replicas: Sequence[Replica]) -> list[int]:
+    """Each replica's own features."""
+    return [rows.x.shape[-1] if rows.features is None else rows.features[one.group] for one in replicas]
+
+
+def _is_ragged(rows: Rows, replicas: Sequence[Replica]) -> bool:
+    return set(_features(rows, replicas)) != {rows.x.shape[-1]}
+
+
+def _words(rows: Rows, replicas: Sequence[Replica]) -> tf.Tensor:
+    """Of the visible layer's masks, as `_half_words` takes them."""
+    return tf.constant([_pairs(own) for own in _features(rows, replicas)], tf.int32)
 
 
 def _rates(replicas: Sequence[Replica], layers: Sequence[Convolution]) -> NDArray[np.float32]:
@@ -392,6 +444,7 @@ def _constants(rows: Rows, replicas: Sequence[Replica], net: _Net) -> dict[str, 
         "stop": tf.constant(_flat_rows(rows, replicas, stop)),
         "stop_counts": tf.constant([0 if index is None else len(index) for index in stop], tf.int32),
         "seeds": tf.constant(_seeds(replicas)),
+        "words": _words(rows, replicas),
         "epochs": tf.constant([one.recipe.epochs for one in replicas], tf.int32),
         "learning_rate": column([one.recipe.learning_rate for one in replicas]),
         "momentum": column([one.recipe.momentum for one in replicas]),
@@ -431,9 +484,13 @@ def _runner(net: _Net) -> Callable[..., tuple[dict[str, Any], tf.Tensor]]:
     layers, first_dense = len(net.widths) - 1, len(net.convolutions)
 
     @fused
-    def step_masks(seeds: tf.Tensor, steps: tf.Tensor, limits: Any, scales: Any) -> list[tf.Tensor | None]:
+    def step_masks(
+        seeds: tf.Tensor, words: tf.Tensor, steps: tf.Tensor, limits: Any, scales: Any
+    ) -> list[tf.Tensor | None]:
         bits = [
-            mask_bits(seeds, site, steps, net.batch_size, units) if on else None
+            mask_bits(seeds, site, steps, net.batch_size, units, words if net.ragged and site == 0 else None)
+            if on
+            else None
             for site, (units, on) in enumerate(zip(net.units, net.sites, strict=True))
         ]
         return [
@@ -511,7 +568,7 @@ def _runner(net: _Net) -> Callable[..., tuple[dict[str, Any], tf.Tensor]]:
         weights = state["weights"]
         masks: list[tf.Tensor | None] = [None] * layers
         if any(net.sites):
-            masks = step_masks(c["seeds"], number, c["thresholds"], c["scales"])
+            masks = step_masks(c["seeds"], c["words"], number, c["thresholds"], c["scales"])
         values = tf.gather(c["x"], index)
         active = [values if masks[0] is None else values * masks[0]]
         products: list[tf.Tensor | None] = [None] * layers
@@ -633,12 +690,13 @@ def _logits(
 
 
 def _draw_masks(
-    seeds: tf.Tensor, rates: tf.Tensor, first: tf.Tensor, count: int, units: tuple[int, ...]
+    seeds: tf.Tensor, rates: tf.Tensor, first: tf.Tensor, count: int, units: tuple[int, ...], words: tf.Tensor | None
 ) -> list[tf.Tensor]:
-    """Masks of draws first .. first + count - 1, [R, count, units] for each site."""
+    """Masks of draws first .. first + count - 1, [R, count, units] for each site. words: of the visible layer."""
     masks = []
     for site, width in enumerate(units):
-        bits = _half_words(seeds, DRAW + site, (first + tf.range(count))[None], 1, width)[:, :, 0]
+        own = words if site == 0 else None
+        bits = _half_words(seeds, DRAW + site, (first + tf.range(count))[None], 1, width, own)[:, :, 0]
         rate = rates[:, site, None, None]
         masks.append(tf.where(tf.cast(bits, tf.int32) >= thresholds(rate), 1 / (1 - rate), 0.0))
     return masks

@@ -12,7 +12,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from training import cores, replicas
-from training.datasets import load
+from training.datasets import Dataset, Kind, load
 from training.folds import Job, encode, fit_jobs, inner_folds, repeated_folds
 from training.preprocessing import Preprocessor
 from training.recipes import DEFAULTS
@@ -52,6 +52,27 @@ def test_rows_are_encoded_as_the_network_s_own_preprocessing_does(name):
         expected = Preprocessor.fit(data, chosen).encode(data.x).reshape(len(data.x), -1)
         np.testing.assert_allclose(rows.x[group], expected, atol=1e-4)
         np.testing.assert_allclose(rows.y[group] * scales[group][1] + scales[group][0], data.y, rtol=1e-5)
+
+
+def test_a_fold_s_result_does_not_depend_on_the_categories_of_those_beside_it():
+    random = np.random.default_rng(1)
+    x = np.zeros(120, [("size", "f4"), ("town", "O")])
+    x["size"] = random.normal(size=120)
+    x["town"] = [f"town {town}" for town in np.minimum(random.geometric(0.12, 120), 30)]
+    y = random.integers(0, 2, 120)
+    kinds: tuple[tuple[str, Kind], ...] = (("town", "categorical"),)
+    data = Dataset("towns", "classification", x, y, "y", "made up", ("size", "town"), labels=("a", "b"), kinds=kinds)
+    recipe = replace(QUICK, visible_dropout=0.3, hidden_dropout=0.2)
+    few, many = (Job(recipe, np.arange(rows), np.arange(110, 120), seed=rows) for rows in (40, 110))
+    rows, _, _ = encode(data, [few.train_rows, many.train_rows])
+    assert rows.features is not None
+    # Other words of random bits, too.
+    assert -(-rows.features[0] // 4) < -(-rows.features[1] // 4)
+    [alone], together = fit_jobs(data, [few], num_samples=7), fit_jobs(data, [many, few], num_samples=7)
+    np.testing.assert_allclose(together[1].answer, alone.answer, atol=1e-5)
+    assert alone.monte_carlo is not None
+    assert together[1].monte_carlo is not None
+    np.testing.assert_allclose(together[1].monte_carlo, alone.monte_carlo, atol=1e-5)
 
 
 def test_images_are_fitted_with_their_convolutions_in_as_many_stacks_as_it_takes(monkeypatch):
