@@ -37,6 +37,15 @@ class UnknownDataset(InputError):
         )
 
 
+class ConstantTarget(InputError):
+    def __init__(self, data: Dataset, rows: NDArray[np.int64]) -> None:
+        value = data.y[rows[0]]
+        super().__init__(
+            f"{data.name}: target {data.target!r} is {value:g} in {np.count_nonzero(data.y == value):,} of "
+            f"{len(data.y):,} rows, and in all {len(rows):,} that would train a network; wanted more of other values"
+        )
+
+
 @dataclass(frozen=True)
 class Input:
     """One input tensor of the networks of a data set."""
@@ -114,6 +123,18 @@ class Dataset:
                 digest.update(values.astype("?" if item.dtype == "bool" else "<f4", copy=False).data)
         digest.update(self.y.astype("<f4" if self.task == "regression" else "<i8").tobytes())
         return digest.hexdigest()
+
+    def target_scale(self, rows: NDArray[np.int64]) -> tuple[float, float]:
+        """Mean and standard deviation of a regression's target in `rows`, the training rows; 0 and 1 of classes.
+
+        Raises ConstantTarget.
+        """
+        if self.task == "classification":
+            return 0.0, 1.0
+        y = self.y[rows]
+        if y.min() == y.max():
+            raise ConstantTarget(self, rows)
+        return float(y.mean(dtype=np.float64)), float(y.std(dtype=np.float64))
 
     def tensors(self, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """The inputs [n, ...] of a network or an artifact for the given rows, by name."""

@@ -103,12 +103,12 @@ def fit(
 
 
 def targets(data: Dataset, train_rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], float, float]:
-    """What the networks learn: float32 [N], a regression target standardised; and its training mean and scale."""
-    y = data.y.astype(np.float32)
-    if data.task == "classification":
-        return y, 0.0, 1.0
-    mean, scale = float(y[train_rows].mean(dtype=np.float64)), float(y[train_rows].std(dtype=np.float64))
-    return ((y - mean) / scale).astype(np.float32), mean, scale
+    """What the networks learn: float32 [N], a regression target standardised; and its training mean and scale.
+
+    Raises ConstantTarget.
+    """
+    mean, scale = data.target_scale(train_rows)
+    return ((data.y.astype(np.float32) - mean) / scale).astype(np.float32), mean, scale
 
 
 def batches(x: list[NDArray[Any]], y: NDArray[np.float32], batch_size: int, seed: int) -> tf.data.Dataset:

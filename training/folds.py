@@ -101,6 +101,8 @@ def fit_jobs(
 ) -> list[Outcome]:
     """Fit all jobs, of one kind of network, in stacks of about as many as `replicas.most_at_once` says.
 
+    Raises ConstantTarget before any of them is fitted.
+
     As many stacks are trained at once as `cores.stacks_at_once` says; one after another where `on_look` is given.
 
     num_samples: draws of Monte Carlo dropout for each held-out row; None for none.
@@ -108,6 +110,8 @@ def fit_jobs(
     on_look: called now and then with the epochs done and the mean loss of the held-out rows, dropout off, for as many
     jobs as one stack has; it may raise to end it all.
     """
+    for job in jobs:
+        data.target_scale(job.train_rows)
     # All stacks have the same size, so that one graph serves them all; what is missing is filled with the last job.
     most = max(1, replicas.most_at_once(jobs[0].recipe, image_shape(data)))
     at_once = cores.stacks_at_once() if on_look is None else 1
@@ -192,7 +196,7 @@ def _in_units(answer: NDArray[np.float64], data: Dataset, scale: tuple[float, fl
 def encode(data: Dataset, choices: Sequence[Index]) -> tuple[replicas.Rows, list[tuple[float, float]], list[int]]:
     """All rows of the data, once for every different choice of training rows, preprocessed as fitted on those.
 
-    Returns the rows, each group's (mean, scale) of the target, and the group of each choice.
+    Returns the rows, each group's (mean, scale) of the target, and the group of each choice. Raises ConstantTarget.
     """
     keys: dict[bytes, int] = {}
     # Pixels are scaled as they always are, whichever rows train: one encoding does.
@@ -203,11 +207,7 @@ def encode(data: Dataset, choices: Sequence[Index]) -> tuple[replicas.Rows, list
     # One fold may know a category more than another: columns of zeros fill up, which no weight can make speak.
     features = tuple(x.shape[1] for x in encoded)
     x = np.stack([np.pad(one, ((0, 0), (0, max(features) - one.shape[1]))) for one in encoded])
-    scales = [(0.0, 1.0)] * len(first)
-    if data.task == "regression":
-        scales = [
-            (float(data.y[rows].mean(dtype=np.float64)), float(data.y[rows].std(dtype=np.float64))) for rows in first
-        ]
+    scales = [data.target_scale(rows) for rows in first]
     y = np.stack([(data.y - mean) / scale for mean, scale in scales]).astype(np.float32)
     if data.task == "regression":
         return replicas.Rows(x, y, "linear", features=features), scales, groups

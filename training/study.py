@@ -137,7 +137,7 @@ def study(
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> Study:
-    """Carry it out. Raises TooFewRows. on_progress: called with the share that is done."""
+    """Carry it out. Raises TooFewRows, ConstantTarget. on_progress: called with the share that is done."""
     check_rows(data, folds)
     progress = on_progress if on_progress is not None else lambda share: None
     fixed = variants(base)

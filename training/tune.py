@@ -166,7 +166,7 @@ def check(data: Dataset, objective: str | None, dimensions: tuple[str, ...]) -> 
 def rare_classes(data: Dataset, rows: Index, settings: Settings) -> list[str]:
     """What to say of a search with `rows` that has more folds than a class has rows: some folds have none of it.
 
-    Raises TooManyFolds.
+    Raises TooManyFolds, ConstantTarget.
     """
     parts = _parts(data, rows, settings)
     if data.task != "classification":
@@ -188,21 +188,22 @@ def rare_classes(data: Dataset, rows: Index, settings: Settings) -> list[str]:
 def _parts(data: Dataset, rows: Index, settings: Settings) -> list[tuple[str, Index, Index]]:
     """The searches by name, each with the rows that it searches with and those that it never sees; the winner's first.
 
-    Raises TooManyFolds.
+    Raises TooManyFolds, ConstantTarget.
     """
     parts = [("winner", rows, rows[:0])]
     if settings.outer_folds > 1:
         outer = inner_folds(data.y, data.task, rows, folds=settings.outer_folds, seed=settings.seed)
         parts += [(f"outer-{number}", train, held) for number, (train, held) in enumerate(outer)]
     for _, train, _ in parts:
-        inner_folds(data.y, data.task, train, folds=settings.folds, seed=settings.seed)
+        for fit, _ in inner_folds(data.y, data.task, train, folds=settings.folds, seed=settings.seed):
+            data.target_scale(fit)
     return parts
 
 
 def tune(
     data: Dataset, rows: Index, settings: Settings, on_progress: Callable[[str, int], None] = lambda what, done: None
 ) -> Tuned:
-    """Search with `rows` of the data alone. Raises StorageError, NoTrial, TooManyFolds.
+    """Search with `rows` of the data alone. Raises StorageError, NoTrial, TooManyFolds, ConstantTarget.
 
     The searches are independent of each other, and as many are carried out at once as `cores.stacks_at_once` says.
 
@@ -348,5 +349,6 @@ def _constant_loss(data: Dataset, train: Index, held: Index) -> float:
     """In the units of the training's own loss: nats, or squared standard deviations of the target."""
     answer, y = constant_answer(data, train, len(held)), data.y[held]
     if data.task == "regression":
-        return float(np.mean(np.square((answer - y) / data.y[train].std(dtype=np.float64))))
+        _, scale = data.target_scale(train)
+        return float(np.mean(np.square((answer - y) / scale)))
     return scores.classification(answer, y)["nll"]

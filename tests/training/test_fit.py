@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.training.passengers import passengers
-from training.datasets import DATASETS, load
+from training.concrete import learn_rates
+from training.datasets import DATASETS, ConstantTarget, load
 from training.fit import fit
 from training.recipes import DEFAULTS, SONAR, recipe, recipe_of
 from training.splits import split
@@ -32,6 +33,17 @@ def test_same_seed_gives_the_same_weights_bit_for_bit(name):
     first = weights(fitted(name, seed=7))
     fitted(name, seed=8)
     assert weights(fitted(name, seed=7)) == first
+
+
+def test_a_target_that_is_the_same_in_every_training_row_is_refused_in_a_line():
+    data = load("diabetes")
+    rows = split(data.y, data.task)
+    flat = replace(data, y=np.zeros_like(data.y))
+    flat.y[rows.test[0]] = 2.5
+    line = "diabetes: target 'progression' is 0 in 441 of 442 rows, and in all 266 that would train a network; wanted"
+    for function in (fit, learn_rates):
+        with pytest.raises(ConstantTarget, match=line):
+            function(flat, rows.train, DEFAULTS["diabetes"], seed=0)
 
 
 def test_other_seed_gives_other_weights():

@@ -12,7 +12,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from training import cores, replicas
-from training.datasets import Dataset, Kind, load
+from training.datasets import ConstantTarget, Dataset, Kind, load
 from training.folds import Job, encode, fit_jobs, inner_folds, repeated_folds
 from training.preprocessing import Preprocessor
 from training.recipes import DEFAULTS
@@ -241,6 +241,14 @@ def test_too_few_rows_are_refused_in_words():
     few = replace(data, x=data.x[:65], y=data.y[:65])
     with pytest.raises(TooFewRows, match="0 rows of class 'class_2'"):
         study(few, QUICK, folds=5)
+
+
+def test_a_fold_whose_training_targets_are_one_number_is_refused_in_a_line():
+    data = load("diabetes")
+    flat = replace(data, y=np.zeros_like(data.y))
+    flat.y[0] = 2.5
+    with pytest.raises(ConstantTarget, match="is 0 in 441 of 442 rows, and in all"):
+        study(flat, DEFAULTS["diabetes"], folds=3, repeats=1)
 
 
 def test_the_page_has_every_finding(wine_study):

@@ -18,7 +18,7 @@ import pytest
 
 from models import contract
 from training import cores, tables, tune
-from training.datasets import load
+from training.datasets import ConstantTarget, load
 from training.folds import inner_folds
 from training.recipes import DEFAULTS
 from training.splits import split
@@ -242,6 +242,17 @@ def test_rows_outside_of_the_training_rows_have_no_say(tmp_path):
     first = tune.tune(data, rows.train, settings(tmp_path / "a", trials=2))
     second = tune.tune(spoilt, rows.train, settings(tmp_path / "b", trials=2))
     assert first.selected_score == pytest.approx(second.selected_score, abs=1e-6)
+
+
+def test_folds_whose_training_targets_are_one_number_are_refused_before_there_is_a_database(tmp_path):
+    data = load("diabetes")
+    flat = replace(data, y=np.zeros_like(data.y))
+    flat.y[0] = 2.5
+    asked = settings(tmp_path, objective="rmse", space=tune.Space(DEFAULTS["diabetes"]))
+    for ask in (tune.rare_classes, tune.tune):
+        with pytest.raises(ConstantTarget, match="is 0 in 441 of 442 rows, and in all"):
+            ask(flat, np.arange(len(flat.y)), asked)
+    assert not any(tmp_path.iterdir())
 
 
 def rare(folder):
