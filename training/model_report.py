@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
+from scipy.stats import fisher_exact
 from sklearn.metrics import confusion_matrix
 
 from models.contract import MC_DRAWS, MC_PREDICT, MIN_NUM_SAMPLES, NUM_SAMPLES, SEED, Manifest, TrainingData
@@ -27,6 +28,7 @@ from training.datasets import Dataset
 from training.evaluation import figures, parts
 from training.held_out import HeldOut
 from training.report import COLOURS, LINES, Figure, Grid, Section, draw, page
+from training.scores import share_error
 from training.splits import Split
 
 Array = NDArray[Any]
@@ -39,6 +41,8 @@ SHOWN_ROWS = 5
 MOST_DRAWS = 1_000
 # Classes whose confusion matrix has its numbers written in.
 MAX_WRITTEN_CLASSES = 12
+# Of Fisher's exact test: the greatest chance of a difference that is called one.
+SIGNIFICANT = 0.05
 # Columns of a table that are listed.
 MAX_COLUMNS = 100
 
@@ -160,7 +164,7 @@ def plain_words(evidence: Evidence, drawn: Drawn) -> str:
         accuracy = metrics["accuracy"]
         said.append(
             f"tell {data.target} ({classes}). Of {count:,} test rows that it never saw it gets "
-            f"{percent(accuracy)} right (give or take {percent(proportion_error(accuracy, count))}), where always "
+            f"{percent(accuracy)} right (give or take {percent(share_error(accuracy, count))}), where always "
             f"naming the commonest class gets {percent(constant['accuracy'])}. "
         )
         right = right_rows(data, drawn)
@@ -169,7 +173,9 @@ def plain_words(evidence: Evidence, drawn: Drawn) -> str:
             "Does it know when it is guessing? In the half of the rows of which it is most certain, "
             f"{percent(high)} are right; in the other half, {percent(low)}. "
         )
-        gap, noise = high - low, math.hypot(proportion_error(high, half), proportion_error(low, half))
+        gap = high - low
+        counts = [[int(right[chosen].sum()), int((~right[chosen]).sum())] for chosen in (certain, uncertain)]
+        is_shown = fisher_exact(counts).pvalue < SIGNIFICANT
     else:
         said.append(
             f"predict {data.target}. On {count:,} test rows that it never saw it is off by {metrics['mae']:.3g} on "
@@ -183,10 +189,12 @@ def plain_words(evidence: Evidence, drawn: Drawn) -> str:
             f"{high:.3g}; in the other half, by {low:.3g}. "
         )
         gap = low - high
-        noise = math.hypot(*(off[chosen].std(ddof=1) / math.sqrt(max(half, 2)) for chosen in (certain, uncertain)))
-    if gap > 2 * noise:
+        is_shown = half > 1 and abs(gap) > 2 * math.hypot(
+            *(off[chosen].std(ddof=1) / math.sqrt(half) for chosen in (certain, uncertain))
+        )
+    if is_shown and gap > 0:
         said.append("So its doubt is worth listening to. ")
-    elif gap < -2 * noise:
+    elif is_shown:
         said.append("So its doubt points the wrong way here: do not rely on it. ")
     else:
         said.append("That is no difference that so few rows could show: its doubt is not proven to say much here. ")
@@ -468,14 +476,9 @@ def setting(value: Any) -> str:
 def shown(metrics: dict[str, float], rows: int) -> list[str]:
     """Metrics to three digits; an accuracy in per cent with its standard error."""
     return [
-        f"{100 * value:.1f} ± {100 * proportion_error(value, rows):.1f} %" if name == "accuracy" else f"{value:.3g}"
+        f"{100 * value:.1f} ± {100 * share_error(value, rows):.1f} %" if name == "accuracy" else f"{value:.3g}"
         for name, value in metrics.items()
     ]
-
-
-def proportion_error(share: float, rows: int) -> float:
-    """The standard error of a share of so many rows."""
-    return math.sqrt(max(share * (1 - share), 0.0) / max(rows, 1))
 
 
 def percent(share: float) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp, ndtr
@@ -44,6 +46,15 @@ def mixture(draws: Array, noise: Array | float, y: Array) -> tuple[Array, Array]
     between = _expected_distance(draws[:, None] - draws[None], np.sqrt(2) * noise).mean(axis=(0, 1))
     crps = _expected_distance(error, noise).mean(axis=0) - between / 2
     return -(logsumexp(logs, axis=0) - np.log(len(draws))), crps
+
+
+def share_error(share: float, rows: int) -> float:
+    """The standard error of a share of so many rows, by Agresti & Coull 1998: with two rows more of either kind.
+
+    A share of 1 in few rows is not known without error.
+    """
+    adjusted = (share * rows + 2) / (rows + 4)
+    return math.sqrt(adjusted * (1 - adjusted) / (rows + 4))
 
 
 def _expected_distance(mean: Array, std: Array | float) -> Array:

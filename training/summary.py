@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from rich.table import Table
 from models import findings
 from training.datasets import MISSING, Dataset
 from training.pipeline import Published
+from training.scores import share_error
 
 # Categories and classes that a line names.
 SHOWN = 5
@@ -132,6 +132,6 @@ def table(published: Published) -> Table:
 def figures(metrics: dict[str, float], rows: int) -> list[str]:
     """Metrics to three digits; an accuracy with its standard error, so that nobody reads noise as a difference."""
     return [
-        f"{value:.3f} ± {math.sqrt(value * (1 - value) / rows):.3f}" if metric == "accuracy" else f"{value:.3g}"
+        f"{value:.3f} ± {share_error(value, rows):.3f}" if metric == "accuracy" else f"{value:.3g}"
         for metric, value in metrics.items()
     ]

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ import tensorflow as tf
 
 from models import contract
 from tests.training.pages import read_page
+from training import summary
 from training.comparison import Variant
 from training.datasets import load
-from training.model_report import overfitting
+from training.model_report import Drawn, Evidence, overfitting, plain_words, shown
 from training.pipeline import train
 from training.plan import plan
 from training.progress import Reporter
@@ -77,7 +79,8 @@ def test_results_are_the_figures_of_every_network(sonar):
     figures = [made.variants[0].metrics, made.mc_metrics, *(variant.metrics for variant in made.variants[1:])]
     for row, metrics in zip(table[1:], [*figures, made.constant_metrics], strict=True):
         share = metrics["accuracy"]
-        error = np.sqrt(share * (1 - share) / len(test))
+        more = (share * len(test) + 2) / (len(test) + 4)
+        error = np.sqrt(more * (1 - more) / (len(test) + 4))
         assert row[4:] == [
             f"{100 * share:.1f} ± {100 * error:.1f} %",
             f"{metrics['nll']:.3g}",
@@ -163,6 +166,49 @@ def test_images_are_shown(digits):
     # Ten rows of the data, and the shades of the confusion matrix.
     assert html.count("data:image/png;base64,") == 11
     assert page.tables[-1][0][0] == "training"
+
+
+def evidence(data, **more):
+    count = len(data.y)
+    values = {
+        "name": data.name,
+        "data": data,
+        "rows": SimpleNamespace(test=np.arange(count)),
+        "variants": [Variant("hidden", SONAR, None, [1.0, 0.9], [1.0, 0.9], {"accuracy": 0.9, "mae": 1, "rmse": 1})],
+        "constant_metrics": {"accuracy": 0.5, "mae": 1, "rmse": 1},
+        "training_data": SimpleNamespace(train_rows=100),
+    }
+    return Evidence(**(values | {"num_samples": 50, "seed": 0, "training_seed": 0} | more))
+
+
+@pytest.mark.parametrize(
+    ("certain", "uncertain", "said"),
+    [
+        # By Fisher's exact test 0.12, 0.006, 0.00004 and 1.
+        ((57, 0), (53, 4), "no difference that so few rows could show"),
+        ((57, 0), (49, 8), "worth listening to"),
+        ((40, 17), (56, 1), "points the wrong way"),
+        ((1, 0), (0, 1), "no difference that so few rows could show"),
+    ],
+)
+def test_doubt_is_called_worth_something_only_where_the_rows_show_it(certain, uncertain, said):
+    right = np.repeat([True, False, True, False], [*certain, *uncertain])
+    data = replace(load("breast_cancer"), y=np.zeros(len(right), np.int64))
+    probabilities = np.where(right[:, None], [0.9, 0.1], [0.1, 0.9])
+    outputs = {"probabilities": probabilities, "predictive_entropy": np.arange(len(right)) / len(right)}
+    assert said in plain_words(evidence(data), Drawn(np.arange(len(right)), outputs, np.zeros((3, 3)), [0]))
+
+
+def test_of_a_regression_s_two_test_rows_nothing_is_claimed():
+    data = replace(load("diabetes"), y=np.array([0, 1], np.float32))
+    outputs = {"mean": np.array([0.1, 0.3]), "epistemic_std": np.array([0.1, 0.2])}
+    words = plain_words(evidence(data), Drawn(np.arange(2), outputs, np.zeros((3, 3)), [0]))
+    assert "no difference that so few rows could show" in words
+
+
+def test_accuracies_of_all_or_no_rows_have_errors():
+    assert summary.figures({"accuracy": 1.0, "nll": 0.1}, 2) == ["1.000 ± 0.192", "0.1"]
+    assert shown({"accuracy": 0.0}, 42) == ["0.0 ± 3.0 %"]
 
 
 @pytest.mark.parametrize(
