@@ -11,10 +11,12 @@ recipe has. They then train a network, and are served, as ordinary Dropout.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 from numpy.typing import NDArray
 
@@ -87,9 +89,10 @@ def learn_rates(
 ) -> Recipe:
     """The recipe with the rates that its network learns on `train_rows`; no other row is looked at.
 
-    A place where the recipe has no dropout gets none.
+    A place where the recipe has no dropout gets none. The process's random state is set as `training.fit` sets it.
     """
     keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
     preprocessor = Preprocessor.fit(data, train_rows)
     x = preprocessor.encode(data.x[train_rows])
     inputs = keras.Input(x.shape[1:])
@@ -126,6 +129,8 @@ def learn_rates(
 def concrete(network: keras.Model, rows: int, seed: int) -> tuple[keras.Model, dict[str, keras.Variable]]:
     """The network with ConcreteDropout for Dropout; the logits of its two rates, "visible" and "hidden"."""
     logits: dict[str, keras.Variable] = {}
+    # Noise of its own for each layer.
+    seeds = count(seed)
 
     def exchange(layer: keras.layers.Layer) -> keras.layers.Layer:
         if not isinstance(layer, keras.layers.Dropout):
@@ -135,7 +140,7 @@ def concrete(network: keras.Model, rows: int, seed: int) -> tuple[keras.Model, d
         if place not in logits:
             logit = np.log(layer.rate / (1 - layer.rate))
             logits[place] = keras.Variable(np.float32(logit), name=f"{place}_logit")
-        return ConcreteDropout(logits[place], rows, seed + len(network.layers), layer.name)
+        return ConcreteDropout(logits[place], rows, next(seeds), layer.name)
 
     clone = keras.models.clone_model(network, clone_function=exchange)
     for layer in clone.layers:

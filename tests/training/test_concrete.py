@@ -59,6 +59,19 @@ def test_the_added_loss_is_the_paper_s():
     assert float(sum(clone.losses)) == pytest.approx(expected, rel=1e-5)
 
 
+def test_each_layer_has_noise_of_its_own():
+    plain, _ = network("wine", hidden_units=(13, 13))
+    clone, _ = concrete(plain, 100, 2**32 - 1)
+    ones = np.ones((50, 13), np.float32)
+    layers = [layer for layer in clone.layers if type(layer).__name__ == "ConcreteDropout"]
+    # At one rate: what is dropped where differs by the noise alone.
+    for layer in layers:
+        layer.logit.assign(0.0)
+    visible, first, second = (np.array(layer(ones, training=True)) < 0.5 for layer in layers)
+    for one, other in ((visible, first), (visible, second), (first, second)):
+        assert (one == other).mean() < 0.6
+
+
 def test_relaxed_masks_drop_at_the_rate_and_are_off_outside_of_training():
     plain, _ = network("wine", hidden_units=(4,))
     clone, _ = concrete(plain, 100, 0)
