@@ -32,8 +32,6 @@ Figures = dict[str, float]
 DETERMINISTIC, MC, CALIBRATED = "deterministic", "mc", "mc_calibrated"
 # Of prediction sets and intervals, with the manifest's own among them.
 COVERAGES = (0.8, 0.9, 0.95)
-# Numbers of a regression's CRPS that are computed in one go: rows times draws times draws.
-CRPS_NUMBERS = 2**20
 # Statistics that should be high for rows unlike the data.
 STRANGENESS = ("predictive_entropy", "mutual_information", "epistemic_std", "novelty")
 
@@ -225,9 +223,10 @@ def _regression(judged: Judged, answers: Answers, y: Array, held: HeldOut) -> No
     judged.pit[MC] = predictive.draws_pit(draws, y)
     stds = {MC: epistemic}
     if "aleatoric_std" in served:
-        nll, crps, pit = _mixture(draws, served["aleatoric_std"], y)
+        nll, crps = scores.mixture(draws, served["aleatoric_std"], y)
         rows[CALIBRATED] = {"square": rows[MC]["square"], "crps": crps, "nll": nll}
-        judged.pit[CALIBRATED], stds[CALIBRATED] = pit, served["std"]
+        judged.pit[CALIBRATED] = predictive.mixture_pit(draws, served["aleatoric_std"], y)
+        stds[CALIBRATED] = served["std"]
         judged.notes.append("mc_calibrated is what is served: the draws with the target's own noise")
     else:
         judged.notes.append("the target's own noise is not known: the draws say how sure the model is of its mean only")
@@ -258,16 +257,6 @@ def value_figures(columns: Mapping[str, Array]) -> Figures:
     """Of rows: squared errors, CRPS and, where there is a density, negative log-likelihoods."""
     found = {"rmse": float(np.sqrt(columns["square"].mean())), "crps": float(columns["crps"].mean())}
     return found | ({"nll": float(columns["nll"].mean())} if "nll" in columns else {})
-
-
-def _mixture(draws: Array, noise: Array, y: Array) -> tuple[Array, Array, Array]:
-    """[N] nll, crps and PIT of the equal mixture of normals around each row's draws."""
-    nll, crps = np.empty(len(y)), np.empty(len(y))
-    step = max(1, CRPS_NUMBERS // len(draws) ** 2)
-    for start in range(0, len(y), step):
-        part = slice(start, start + step)
-        nll[part], crps[part] = scores.mixture(draws[:, part], noise[part], y[part])
-    return nll, crps, predictive.mixture_pit(draws, noise, y)
 
 
 def _intervals(judged: Judged, served: Mapping[str, Array], y: Array) -> dict[str, Array]:

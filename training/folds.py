@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ from training.splits import target_bins
 Index = NDArray[np.int64]
 # Called with the share of the work that is done.
 OnProgress = Callable[[float], None]
+# What is kept of an outcome.
+Kept = TypeVar("Kept")
 
 # Searches make their folds in several threads, and Python's filters of warnings are everyone's.
 _filters = threading.Lock()
@@ -89,22 +92,30 @@ def inner_folds(
     ]
 
 
-def fit_jobs(
+def fit_jobs(data: Dataset, jobs: Sequence[Job], **settings: Any) -> list[Outcome]:
+    """`fit_and_keep` with all that became of the jobs kept."""
+    return fit_and_keep(data, jobs, lambda job, outcome: outcome, **settings)
+
+
+def fit_and_keep(
     data: Dataset,
     jobs: Sequence[Job],
+    keep: Callable[[Job, Outcome], Kept],
     *,
     num_samples: int | None = None,
     patience: int | None = None,
     curves: bool = False,
     on_progress: OnProgress | None = None,
     on_look: Callable[[int, float], None] | None = None,
-) -> list[Outcome]:
+) -> list[Kept]:
     """Fit all jobs, of one kind of network, in stacks of about as many as `replicas.most_at_once` says.
 
     Raises ConstantTarget before any of them is fitted.
 
     As many stacks are trained at once as `cores.stacks_at_once` says; one after another where `on_look` is given.
 
+    keep: what to keep of a job's outcome, whose draws may be many; called as soon as its stack is trained, maybe from
+    several threads.
     num_samples: draws of Monte Carlo dropout for each held-out row; None for none.
     on_progress: called with the share that is done, maybe from several threads.
     on_look: called now and then with the epochs done and the mean loss of the held-out rows, dropout off, for as many
@@ -121,7 +132,7 @@ def fit_jobs(
     longest = max(job.recipe.epochs for job in jobs)
     done = [0] * len(stacks)
 
-    def fit(number: int, go_on: Callable[[], None]) -> list[Outcome]:
+    def fit(number: int, go_on: Callable[[], None]) -> list[Kept]:
         def advance(epochs: int) -> None:
             go_on()
             done[number] = epochs
@@ -130,9 +141,10 @@ def fit_jobs(
 
         own = list(stacks[number])
         padded = own + [own[-1]] * (size - len(own))
-        return _fit_stack(data, padded, num_samples, patience, curves, advance, on_look)[: len(own)]
+        outcomes = _fit_stack(data, padded, num_samples, patience, curves, advance, on_look)
+        return [keep(job, outcome) for job, outcome in zip(own, outcomes, strict=False)]
 
-    return [outcome for outcomes in cores.side_by_side(fit, len(stacks), at_once) for outcome in outcomes]
+    return [kept for stack in cores.side_by_side(fit, len(stacks), at_once) for kept in stack]
 
 
 def _fit_stack(

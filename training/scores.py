@@ -43,8 +43,12 @@ def mixture(draws: Array, noise: Array | float, y: Array) -> tuple[Array, Array]
     """[n] negative log-likelihood and CRPS of the equal mixture of normals around each row's draws."""
     error = y - draws
     logs = -0.5 * np.square(error / noise) - np.log(noise) - 0.5 * np.log(2 * np.pi)
-    between = _expected_distance(draws[:, None] - draws[None], np.sqrt(2) * noise).mean(axis=(0, 1))
-    crps = _expected_distance(error, noise).mean(axis=0) - between / 2
+    # Of one draw after another with those behind it: all pairs at once would take the square of their memory.
+    wide, count = np.sqrt(2) * noise, len(draws)
+    between = count * _expected_distance(np.zeros(draws.shape[1]), wide)
+    for number in range(count - 1):
+        between += 2 * _expected_distance(draws[number + 1 :] - draws[number], wide).sum(axis=0)
+    crps = _expected_distance(error, noise).mean(axis=0) - between / count**2 / 2
     return -(logsumexp(logs, axis=0) - np.log(len(draws))), crps
 
 

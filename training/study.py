@@ -18,7 +18,7 @@ from training import scores
 from training.collapse import is_constant
 from training.datasets import Dataset
 from training.errors import InputError
-from training.folds import Index, Job, OnProgress, Outcome, fit_jobs, inner_folds, repeated_folds
+from training.folds import Index, Job, OnProgress, Outcome, fit_and_keep, fit_jobs, inner_folds, repeated_folds
 from training.paired import Interval, corrected_interval
 from training.recipes import Recipe, changed
 
@@ -229,27 +229,38 @@ def choose(
         for fit, held in parts
         for recipe in candidates
     ]
-    outcomes = fit_jobs(data, jobs, num_samples=num_samples, on_progress=on_progress)
+    judged = fit_and_keep(
+        data, jobs, lambda job, outcome: _inner(data, job, outcome), num_samples=num_samples, on_progress=on_progress
+    )
     shape = len(splits), INNER_FOLDS, len(candidates)
-    pairs = list(zip(jobs, outcomes, strict=True))
-    losses = np.array([_loss(data, job, outcome) for job, outcome in pairs]).reshape(shape)
-    dead = np.array([is_constant(outcome.answer, data, job.held_out) for job, outcome in pairs]).reshape(shape)
+    losses = np.array([one.loss for one in judged]).reshape(shape)
+    dead = np.array([one.is_dead for one in judged]).reshape(shape)
     noises: list[dict[Recipe, Noise]] = []
     for number in range(len(splits)):
         first = number * INNER_FOLDS * len(candidates)
         noises.append(
             {
-                recipe: _noise(
-                    data,
-                    [
-                        (jobs[at], outcomes[at])
-                        for at in (first + part * len(candidates) + place for part in range(INNER_FOLDS))
-                    ],
-                )
+                recipe: _noise([judged[first + part * len(candidates) + place] for part in range(INNER_FOLDS)])
                 for place, recipe in enumerate(candidates)
             }
         )
     return noises, np.lexsort((losses.mean(axis=1), dead.sum(axis=1)))[:, 0].tolist()
+
+
+@dataclass(frozen=True)
+class _Inner:
+    """What is kept of a network of an inner fold: its draws would be most of a study's memory."""
+
+    loss: float
+    # Whether it answers the same to every row.
+    is_dead: bool
+    # Of a regression.
+    squares: dict[Mode, float]
+
+
+def _inner(data: Dataset, job: Job, outcome: Outcome) -> _Inner:
+    is_dead = is_constant(outcome.answer, data, job.held_out)
+    return _Inner(_loss(data, job, outcome), is_dead, _squares(data, job, outcome))
 
 
 def _loss(data: Dataset, job: Job, outcome: Outcome) -> float:
@@ -260,21 +271,25 @@ def _loss(data: Dataset, job: Job, outcome: Outcome) -> float:
     return scores.classification(answer, y)["nll"]
 
 
-def _noise(data: Dataset, parts: list[tuple[Job, Outcome]]) -> Noise:
-    """Standard deviations of the target's noise: from errors on rows that the networks did not see.
+def _squares(data: Dataset, job: Job, outcome: Outcome) -> dict[Mode, float]:
+    """Variances of a regression's noise: from errors on rows that the network did not see.
 
     For the mixture around the draws their own variance is taken off: the two add up to the squared error.
     """
     if data.task == "classification":
         return {}
-    squares: dict[Mode, list[float]] = {"deterministic": [], "monte_carlo": []}
-    for job, outcome in parts:
-        y, draws = data.y[job.held_out], outcome.monte_carlo
-        assert draws is not None
-        squares["deterministic"].append(float(np.mean(np.square(y - outcome.answer))))
-        error = float(np.mean(np.square(y - draws.mean(axis=0))))
-        squares["monte_carlo"].append(max(error - float(draws.var(axis=0).mean()), LEAST_NOISE * error))
-    return {mode: float(np.sqrt(np.mean(values))) for mode, values in squares.items()}
+    y, draws = data.y[job.held_out], outcome.monte_carlo
+    assert draws is not None
+    error = float(np.mean(np.square(y - draws.mean(axis=0))))
+    return {
+        "deterministic": float(np.mean(np.square(y - outcome.answer))),
+        "monte_carlo": max(error - float(draws.var(axis=0).mean()), LEAST_NOISE * error),
+    }
+
+
+def _noise(parts: list[_Inner]) -> Noise:
+    """Standard deviations of the noise over the inner folds."""
+    return {mode: float(np.sqrt(np.mean([part.squares[mode] for part in parts]))) for mode in parts[0].squares}
 
 
 def _modes(name: str) -> tuple[Mode, ...]:

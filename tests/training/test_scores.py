@@ -1,5 +1,7 @@
 """Scores against scikit-learn, numerical integration and hand-made cases."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.integrate import quad
@@ -40,6 +42,16 @@ def test_regression_scores_are_the_mixture_s_own():
         return quad(square, -15, y[row])[0] + quad(square, y[row], 15)[0]
 
     assert found["crps"] == pytest.approx(np.mean([integral(row) for row in range(2)]), abs=1e-6)
+
+
+def test_memory_of_the_mixture_s_scores_does_not_grow_with_the_square_of_the_draws():
+    draws, y = GENERATOR.normal(size=(300, 40)), GENERATOR.normal(size=40)
+    tracemalloc.start()
+    try:
+        scores.mixture(draws, np.ones(40), y)
+        assert tracemalloc.get_traced_memory()[1] < 20 * draws.nbytes
+    finally:
+        tracemalloc.stop()
 
 
 def test_each_row_may_have_a_noise_of_its_own():

@@ -2,6 +2,7 @@ import json
 import re
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -13,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 from training import cores, replicas
 from training.datasets import ConstantTarget, Dataset, Kind, load
-from training.folds import Job, encode, fit_jobs, inner_folds, repeated_folds
+from training.folds import Job, Outcome, encode, fit_and_keep, fit_jobs, inner_folds, repeated_folds
 from training.preprocessing import Preprocessor
 from training.recipes import DEFAULTS
 from training.study import TooFewRows, choose, levels, metrics_of, study, variants
@@ -107,6 +108,22 @@ def test_stacks_side_by_side_are_those_one_after_another(monkeypatch):
         np.testing.assert_allclose(one.monte_carlo, other.monte_carlo, atol=1e-5)
         np.testing.assert_allclose(one.held_out_curve, other.held_out_curve, atol=1e-5)
     assert max(shares) == 1
+
+
+def test_outcomes_are_gone_once_their_stack_is_reduced(monkeypatch):
+    data = load("wine")
+    splits = repeated_folds(data.y, data.task, folds=6, repeats=1, seed=0)
+    jobs = [Job(QUICK, train, test, seed=number) for number, (train, test) in enumerate(splits)]
+    monkeypatch.setattr(replicas, "STACK", 2)
+    seen: list[weakref.ref[Outcome]] = []
+
+    def keep(job, outcome):
+        seen.append(weakref.ref(outcome))
+        assert sum(one() is not None for one in seen) <= 2
+        return job.seed, outcome.answer.shape[0]
+
+    kept = fit_and_keep(data, jobs, keep, num_samples=2)
+    assert kept == [(job.seed, len(job.held_out)) for job in jobs]
 
 
 def test_a_failure_in_one_stack_ends_those_beside_it(monkeypatch):
