@@ -135,7 +135,12 @@ class Preprocessor:
 
     def _one_hot(self, name: str, tensor: Any) -> Any:
         vocabulary = self.vocabularies[name]
-        lookup = keras.layers.StringLookup(vocabulary=vocabulary, output_mode="one_hot", name=f"{name}.category")
+        unknown = "[UNK]"
+        while unknown in vocabulary:
+            unknown = f"[{unknown}]"
+        lookup = keras.layers.StringLookup(
+            vocabulary=vocabulary, oov_token=unknown, output_mode="one_hot", name=f"{name}.category"
+        )
         # The first place is the bucket of unknown categories. No training row need fall into it, and weights that were
         # never trained must not speak.
         known = keras.layers.Rescaling([0.0] + [1.0] * len(vocabulary), name=f"{name}.known")

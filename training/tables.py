@@ -308,9 +308,16 @@ def plain(path: Path, where: str, column: pa.ChunkedArray, kind: Kind | None) ->
         return column.cast(pa.float64())
     if _is_text(found):
         return column.cast(pa.string())
+    if pa.types.is_floating(found):
+        # Arrow computes little with halves, and tells -0.0 from 0.0.
+        column = column.cast(pa.float32()) if pa.types.is_float16(found) else column
+        return pc.add(column, pa.scalar(0.0, column.type))
     if not (_is_number(found) or pa.types.is_boolean(found) or pa.types.is_null(found)):
         if kind == "categorical" and (pa.types.is_temporal(found) or pa.types.is_binary(found)):
-            return column.cast(pa.string())
+            try:
+                return column.cast(pa.string())
+            except pa.ArrowInvalid as error:
+                raise TableError(path, f"{where}: bytes that are no text in UTF-8; wanted texts") from error
         raise TableError(
             path, f"{where}: its type is {found}; wanted numbers, booleans or texts, or --type ...=ignored"
         )
@@ -398,8 +405,9 @@ def as_texts(column: Any) -> NDArray[Any]:
     """Texts [N] as Python's, one object for each different one; "" for what is missing."""
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), None, column)
-        if pc.all(pc.equal(column, pc.floor(column))).as_py():
-            # 3 and not 3.0: whole numbers are floats where one is missing.
+        is_whole = pc.and_(pc.equal(column, pc.floor(column)), pc.less(pc.abs(column), 2.0**63))
+        if pc.all(is_whole).as_py():
+            # 1000000 and not 1e+06: whole numbers are floats where one is missing.
             column = column.cast(pa.int64(), safe=False)
     encoded = pc.fill_null(column.cast(pa.string()), MISSING).dictionary_encode()
     if isinstance(encoded, pa.ChunkedArray):

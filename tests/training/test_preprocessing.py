@@ -43,6 +43,16 @@ def test_a_category_that_training_never_saw_is_the_bucket_of_the_unknown():
     assert encoded[2, -5:].sum() == 1
 
 
+def test_a_category_may_be_called_as_keras_calls_the_unknown_one():
+    data = passengers()
+    # The first of them in the order of letters.
+    names = {"": "[UNK]", "Cherbourg": "a", "Queenstown": "b", "Southampton": "c"}
+    data.x["port of call"] = [names[name] for name in data.x["port of call"]]
+    encoded = Preprocessor.fit(data, TRAIN).encode(data.x)
+    wanted = Preprocessor.fit(passengers(), TRAIN).encode(passengers().x)
+    np.testing.assert_array_equal(encoded, wanted)
+
+
 def test_a_table_of_numbers_may_have_missing_ones():
     x = np.array([[1, 10], [np.nan, 20], [3, 30], [5, np.nan]], np.float32)
     data = Dataset(

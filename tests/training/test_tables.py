@@ -141,6 +141,39 @@ def test_texts_with_commas_and_digits_are_categories(tmp_path):
     assert "0,5" in read(commas, "kind", "size=categorical").x["size"]
 
 
+@pytest.mark.parametrize(
+    ("values", "spelled"),
+    [
+        ([0.5, 1.0], ["0.5", "1"]),
+        (np.array([0.5, 1], np.float16), ["0.5", "1"]),
+        ([0.0, -0.0, 1.0, 1.0], ["0", "0", "1", "1"]),
+        ([1e6, None, 2e6, 3e6], ["1000000", "", "2000000", "3000000"]),
+        ([1e19, 2e19, float("inf"), 5.0], ["1e+19", "2e+19", "inf", "5"]),
+        (np.array([2**63, 2**64 - 1], np.uint64), ["9223372036854775808", "18446744073709551615"]),
+    ],
+)
+def test_numbers_of_a_parquet_file_are_categories_each_by_itself(values, spelled, tmp_path):
+    path = parquet(
+        tmp_path, **columns(level=pa.array(np.tile(values, 20 // len(values)).tolist(), pa.array(values).type))
+    )
+    assert read(path, "kind", "level=categorical").x["level"].tolist() == spelled * (20 // len(values))
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (np.array([0, 1], np.float16), ("0", "1")),
+        ([0.0, -0.0, 1.0, 1.0], ("0", "1")),
+        ([1e19, 2e19], ("1e+19", "2e+19")),
+    ],
+)
+def test_numbers_of_a_parquet_file_are_classes_each_by_itself(values, labels, tmp_path):
+    path = parquet(tmp_path, **columns(y=pa.array(np.tile(values, 20 // len(values)), pa.array(values).type)))
+    data = read(path, "y")
+    assert data.labels == labels
+    assert np.bincount(data.y).tolist() == [10, 10]
+
+
 def test_texts_that_never_repeat_are_left_out_and_said_to_be(tmp_path):
     data = read(csv(tmp_path, f"name,{HEADER}", *(f"n{number},{line}" for number, line in enumerate(GOOD))))
     assert "name" not in data.columns
@@ -259,6 +292,16 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
         columns(when=[datetime.datetime(2026, 1, 1 + day) for day in range(20)]),
         {},
         "column 'when': its type is timestamp[us]; wanted numbers, booleans or texts",
+    ),
+    "bytes that are no text": (
+        columns(raw=[b"\xff\xfe", b"a"] * 10),
+        {"types": ["raw=categorical"]},
+        "column 'raw': bytes that are no text in UTF-8; wanted texts",
+    ),
+    "bytes that are no text as classes": (
+        columns(y=[b"\xff\xfe", b"a"] * 10),
+        {"target": "y", "task": "classification"},
+        "target 'y': bytes that are no text in UTF-8; wanted texts",
     ),
     "lists": (columns(many=[[1, 2]] * 20), {}, "column 'many': its type is list<"),
     "unknown column in --type": ([HEADER, *GOOD], {"types": ["sise=numeric"]}, "--type sise: not among its columns"),
