@@ -204,6 +204,8 @@ def plain_words(evidence: Evidence, drawn: Drawn) -> str:
 
 def overfitting(variant: Variant) -> str:
     """What the held-out curve says of the number of epochs, smoothed: the lowest point of a noisy one is luck."""
+    if not np.isfinite(variant.held_out_losses).all():
+        return "The loss on held-out rows was no number in some epochs."
     window = max(1, len(variant.held_out_losses) // 20)
     curve = np.convolve(variant.held_out_losses, np.full(window, 1 / window), mode="valid")
     best, lowest = int(curve.argmin()), curve.min()
@@ -257,10 +259,15 @@ def learning_curves(evidence: Evidence) -> Section:
             if number == 0:
                 axis.set_ylabel("loss")
                 canvas.legend(loc="outside upper left", ncols=2)
-        highest = np.nanquantile([[*variant.losses, *variant.held_out_losses] for variant in evidence.variants], 0.99)
-        axes[0].set_ylim(0, 1.1 * highest)
+        limits = loss_limits([loss for one in evidence.variants for loss in (*one.losses, *one.held_out_losses)])
+        if limits is not None:
+            axes[0].set_ylim(*limits)
 
-    unit = "nats" if evidence.data.task == "classification" else "squared standard deviations of the target"
+    caption = "Loss after each epoch, in squared standard deviations of the target."
+    if evidence.data.task == "classification":
+        caption = "Loss after each epoch, in nats."
+    elif evidence.variants[0].recipe.heteroscedastic:
+        caption = "Loss after each epoch: beta-NLL of the target in its standard deviations, which may be below 0."
     return Section(
         "Learning curves",
         paragraphs=[
@@ -268,8 +275,23 @@ def learning_curves(evidence: Evidence) -> Section:
             "turns upwards while the other falls, the network learns its training rows by heart. With dropout the "
             "training curve may lie above the other: it is taken with a part of the network switched off."
         ],
-        figures=[draw(f"Loss after each epoch, in {unit}.", on)],
+        figures=[draw(caption, on)],
     )
+
+
+def loss_limits(losses: Sequence[float]) -> tuple[float, float] | None:
+    """The loss axis: from 0, or from below the least loss where that is less, to above nearly all of them.
+
+    None where the losses that are finite have no range.
+    """
+    finite = np.array(losses)[np.isfinite(losses)]
+    if not len(finite):
+        return None
+    least, most = min(0.0, float(finite.min())), float(np.quantile(finite, 0.99))
+    if most <= least:
+        return None
+    margin = 0.1 * (most - least)
+    return least - margin if least < 0 else least, most + margin
 
 
 def errors(evidence: Evidence, drawn: Drawn) -> Section:

@@ -13,7 +13,7 @@ from tests.training.pages import read_page
 from training import summary
 from training.comparison import Variant
 from training.datasets import load
-from training.model_report import Drawn, Evidence, overfitting, plain_words, shown
+from training.model_report import Drawn, Evidence, learning_curves, loss_limits, overfitting, plain_words, shown
 from training.pipeline import train
 from training.plan import plan
 from training.progress import Reporter
@@ -212,6 +212,31 @@ def test_accuracies_of_all_or_no_rows_have_errors():
 
 
 @pytest.mark.parametrize(
+    ("losses", "limits"),
+    [
+        ([1.0, 0.5], (0, 1.1 * 0.995)),
+        ([0.3, -0.2], (-0.2 - 0.0495, 0.295 + 0.0495)),
+        ([-0.1, -0.3], (-0.3 - 0.0198, -0.102 + 0.0198)),
+        ([np.inf, 1.0, np.nan], (0, 1.1)),
+        ([np.nan], None),
+        ([0.0, 0.0], None),
+    ],
+)
+def test_all_losses_are_on_the_axis_whatever_their_sign(losses, limits):
+    assert loss_limits(losses) == (limits and pytest.approx(limits))
+
+
+def test_the_loss_of_a_net_that_learns_its_noise_is_named():
+    data = replace(load("diabetes"), y=np.array([0, 1], np.float32))
+    losses = [0.2, -0.1]
+    noisy = Variant("hidden", replace(SONAR, heteroscedastic=True), None, losses, losses, {})
+    [figure] = learning_curves(evidence(data, variants=[noisy])).figures
+    assert "beta-NLL" in figure.caption
+    [figure] = learning_curves(evidence(data)).figures
+    assert "beta-NLL" not in figure.caption
+
+
+@pytest.mark.parametrize(
     ("curve", "said"),
     [
         ([1.0, 0.8, 0.6, 0.5], "had not risen"),
@@ -219,6 +244,7 @@ def test_accuracies_of_all_or_no_rows_have_errors():
         # One lucky epoch among many is no minimum.
         ([0.5] * 50 + [0.45] + [0.5] * 49, "had not risen"),
         ([1.0, 0.2, *np.linspace(0.2, 2, 98)], "trained for too long"),
+        ([np.inf, 0.2, 0.1], "was no number in some epochs"),
     ],
 )
 def test_held_out_curve_is_read_as_a_person_would(curve, said):
