@@ -72,10 +72,13 @@ class Space:
 
     def first(self) -> dict[str, Any]:
         """The recipe itself, as nearly as the space has it."""
+        base, wanted = self.base, self.base.max_norm
+        bound = 0.0 if wanted is None else min(MAX_NORMS[1:], key=lambda norm: abs(norm - wanted))
+        searched = {"width": 1.0, "max-norm": bound, "learning-rate": base.learning_rate, "epochs": base.epochs}
         return {
-            "visible_dropout": min(_step(self.base.visible_dropout), MAX_VISIBLE),
-            "hidden_dropout": min(max(_step(self.base.hidden_dropout), MIN_HIDDEN), MAX_HIDDEN),
-            **({"width": 1.0} if "width" in self.dimensions else {}),
+            "visible_dropout": min(_step(base.visible_dropout), MAX_VISIBLE),
+            "hidden_dropout": min(max(_step(base.hidden_dropout), MIN_HIDDEN), MAX_HIDDEN),
+            **{name.replace("-", "_"): searched[name] for name in self.dimensions},
         }
 
     def suggest(self, trial: optuna.Trial | optuna.trial.FixedTrial) -> Recipe:

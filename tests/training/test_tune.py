@@ -211,7 +211,15 @@ def test_all_dimensions_are_searched_and_the_same_seed_finds_the_same(tmp_path):
         "learning_rate",
         "epochs",
     }
-    assert study.trials[0].params["visible_dropout"] == DEFAULTS["wine"].visible_dropout
+    begun = study.trials[0].params
+    quick = settings(tmp_path).space.base
+    assert {name: begun[name] for name in ("visible_dropout", "learning_rate", "epochs", "width", "max_norm")} == {
+        "visible_dropout": quick.visible_dropout,
+        "learning_rate": quick.learning_rate,
+        "epochs": quick.epochs,
+        "width": 1.0,
+        "max_norm": quick.max_norm or 0.0,
+    }
 
 
 def test_searches_side_by_side_find_what_they_find_one_after_another(tmp_path, monkeypatch):
