@@ -23,6 +23,8 @@ from training.splits import target_bins
 Index = NDArray[np.int64]
 # Called with the share of the work that is done.
 OnProgress = Callable[[float], None]
+# Called with the epochs done and the mean loss of the held-out rows of all jobs there; None before all are there.
+OnLook = Callable[[int, float | None], None]
 # What is kept of an outcome.
 Kept = TypeVar("Kept")
 
@@ -106,7 +108,7 @@ def fit_and_keep(
     patience: int | None = None,
     curves: bool = False,
     on_progress: OnProgress | None = None,
-    on_look: Callable[[int, float], None] | None = None,
+    on_look: OnLook | None = None,
 ) -> list[Kept]:
     """Fit all jobs, of one kind of network, in stacks of about as many as `replicas.most_at_once` says.
 
@@ -118,8 +120,7 @@ def fit_and_keep(
     several threads.
     num_samples: draws of Monte Carlo dropout for each held-out row; None for none.
     on_progress: called with the share that is done, maybe from several threads.
-    on_look: called now and then with the epochs done and the mean loss of the held-out rows, dropout off, for as many
-    jobs as one stack has; it may raise to end it all.
+    on_look: called now and then, with losses with dropout off; it may raise to end it all.
     """
     for job in jobs:
         data.target_scale(job.train_rows)
@@ -131,6 +132,8 @@ def fit_and_keep(
     stacks = [jobs[first : first + size] for first in range(0, len(jobs), size)]
     longest = max(job.recipe.epochs for job in jobs)
     done = [0] * len(stacks)
+    # Of the jobs that got there, by epoch.
+    losses: dict[int, list[float]] = {}
 
     def fit(number: int, go_on: Callable[[], None]) -> list[Kept]:
         def advance(epochs: int) -> None:
@@ -140,8 +143,16 @@ def fit_and_keep(
                 on_progress(sum(done) / (longest * len(stacks)))
 
         own = list(stacks[number])
+
+        def look(epochs: int, held_out: list[float]) -> None:
+            if on_look is not None:
+                there = losses.setdefault(epochs, [])
+                there += held_out[: len(own)]
+                on_look(epochs, float(np.mean(there)) if len(there) == len(jobs) else None)
+
         padded = own + [own[-1]] * (size - len(own))
-        outcomes = _fit_stack(data, padded, num_samples, patience, curves, advance, on_look)
+        looked = None if on_look is None else look
+        outcomes = _fit_stack(data, padded, num_samples, patience, curves, advance, looked)
         return [keep(job, outcome) for job, outcome in zip(own, outcomes, strict=False)]
 
     return [kept for stack in cores.side_by_side(fit, len(stacks), at_once) for kept in stack]
@@ -154,7 +165,7 @@ def _fit_stack(
     patience: int | None,
     curves: bool,
     advance: Callable[[int], None],
-    on_look: Callable[[int, float], None] | None,
+    on_look: Callable[[int, list[float]], None] | None,
 ) -> list[Outcome]:
     rows, scales, groups = encode(data, [job.train_rows for job in jobs])
     stack = [
@@ -167,7 +178,7 @@ def _fit_stack(
     def look(done: int, now: Callable[[], replicas.Trained]) -> None:
         advance(done)
         if on_look is not None:
-            on_look(done, float(np.mean(now().loss([job.held_out for job in jobs]))))
+            on_look(done, now().loss([job.held_out for job in jobs]))
         if curves:
             trained = now()
             looked_at.append(done)

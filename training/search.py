@@ -99,14 +99,15 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
 
 def run(
     search: Search,
-    objective: Callable[[optuna.Trial, Callable[[int, float], None]], float],
+    objective: Callable[[optuna.Trial, Callable[[int, float | None], None]], float],
     *,
     deadline: float | None = None,
     on_trial: Callable[[int], None] | None = None,
 ) -> optuna.Study:
     """Carry out trials until all processes together have finished `search.trials`, or until the deadline.
 
-    objective: takes the trial, and what to call with (epoch, loss so far): that ends the trial where it is hopeless.
+    objective: takes the trial, and what to call with (epoch, loss so far, None where it is not known yet): that ends
+    the trial where it is hopeless.
     deadline: of `time.monotonic`. on_trial: called with the number of finished trials.
     """
     study = search.study()
@@ -125,9 +126,11 @@ def run(
         )
         trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
 
-        def look(epoch: int, loss: float) -> None:
+        def look(epoch: int, loss: float | None) -> None:
             if deadline is not None and time.monotonic() > deadline:
                 raise _OutOfTime
+            if loss is None:
+                return
             trial.report(loss if search.direction == "minimize" else -loss, epoch)
             if trial.should_prune():
                 raise TrialPruned

@@ -24,7 +24,7 @@ from training import cores, scores, search
 from training.collapse import TRIES, constant_answer, is_constant
 from training.datasets import Dataset
 from training.errors import InputError
-from training.folds import Index, Job, Outcome, fit_jobs, inner_folds
+from training.folds import Index, Job, OnLook, Outcome, fit_jobs, inner_folds
 from training.paired import Interval, corrected_interval
 from training.recipes import Recipe
 
@@ -291,11 +291,11 @@ def _objective(data: Dataset, rows: Index, settings: Settings, go_on: Callable[[
     parts = inner_folds(data.y, data.task, rows, folds=settings.folds, seed=settings.seed)
     most = float(np.mean([_constant_loss(data, train, held) for train, held in parts]))
 
-    def objective(trial: optuna.Trial, look: Callable[[int, float], None]) -> float:
-        def on_look(epoch: int, loss: float) -> None:
+    def objective(trial: optuna.Trial, look: OnLook) -> float:
+        def on_look(epoch: int, loss: float | None) -> None:
             go_on()
             # A net that is sure of its errors has a greater loss than a dead one, and must not be pruned for that.
-            look(epoch, min(loss, most))
+            look(epoch, None if loss is None else min(loss, most))
 
         recipe = settings.space.suggest(trial)
         jobs = [Job(recipe, train, held, seed=settings.seed + number) for number, (train, held) in enumerate(parts)]

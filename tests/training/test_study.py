@@ -110,6 +110,21 @@ def test_stacks_side_by_side_are_those_one_after_another(monkeypatch):
     assert max(shares) == 1
 
 
+def test_a_look_at_several_stacks_is_at_all_their_jobs(monkeypatch):
+    data = load("wine")
+    splits = repeated_folds(data.y, data.task, folds=5, repeats=1, seed=0)
+    jobs = [Job(replace(QUICK, epochs=30), train, test, seed=number) for number, (train, test) in enumerate(splits)]
+    alone: list[tuple[int, float | None]] = []
+    fit_jobs(data, jobs, on_look=lambda epoch, loss: alone.append((epoch, loss)))
+    monkeypatch.setattr(replicas, "STACK", 2)
+    seen: list[tuple[int, float | None]] = []
+    fit_jobs(data, jobs, on_look=lambda epoch, loss: seen.append((epoch, loss)))
+    assert [epoch for epoch, _ in alone] == [25, 30]
+    assert [epoch for epoch, _ in seen] == [25, 30] * 3
+    assert [loss for _, loss in seen[:4]] == [None] * 4
+    assert [loss for _, loss in seen[4:]] == pytest.approx([loss for _, loss in alone], abs=1e-5)
+
+
 def test_outcomes_are_gone_once_their_stack_is_reduced(monkeypatch):
     data = load("wine")
     splits = repeated_folds(data.y, data.task, folds=6, repeats=1, seed=0)
