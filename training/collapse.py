@@ -21,8 +21,11 @@ TRIES = 3
 def is_constant(answer: NDArray[np.float64], data: Dataset, rows: NDArray[np.int64]) -> bool:
     """Whether answers to these rows, probabilities [n, K] or the target in its unit [n], are one answer to all.
 
-    That is: their standard deviation over the rows is below `LEAST_SPREAD` of the targets' own, for every class.
+    That is: their standard deviation over the rows is below `LEAST_SPREAD` of the targets' own, for every class. A
+    single row tells nothing.
     """
+    if len(rows) < 2:
+        return False
     y = data.y[rows]
     if data.task == "classification":
         y = np.eye(len(data.labels))[y]

@@ -55,6 +55,12 @@ def strong_dropout_kills(monkeypatch):
     monkeypatch.setattr(tune, "fit_jobs", fit_or_kill)
 
 
+def test_a_single_row_shows_no_constant():
+    data = load("wine")
+    assert not is_constant(np.array([[0.2, 0.3, 0.5]]), data, np.array([0]))
+    assert is_constant(np.array([[0.2, 0.3, 0.5]] * 2), data, np.array([0, 177]))
+
+
 def sonar_search(tmp_path, fixed):
     """A search whose every trial is one of these (visible, hidden) rates."""
     data = load("sonar")
