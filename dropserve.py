@@ -18,7 +18,7 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from models import contract
-from models.calibration_settings import CalibrationSettings, Sets
+from models.calibration_settings import AS_USUAL, CalibrationSettings, Sets
 from serving.lean import import_tensorflow, nothing_to_collect
 from training.errors import InputError
 from training.progress import Reporter, literal_console
@@ -82,7 +82,12 @@ MaxError = Annotated[
     float | None,
     typer.Option(metavar="E", help="Classes: withhold answers so that at most this share of the rest is wrong."),
 ]
-Confidence = Annotated[float, typer.Option(metavar="P", help="With which probability --max-error holds.")]
+Confidence = Annotated[
+    float | None,
+    typer.Option(
+        metavar="P", help="With which probability --max-error holds.", show_default=f"{AS_USUAL.confidence:g}"
+    ),
+]
 CostRatio = Annotated[
     float | None, typer.Option(metavar="C", help="Classes: withhold answers where a wrong one costs C withheld ones.")
 ]
@@ -148,6 +153,19 @@ def print_version(asked: bool) -> None:
         raise typer.Exit
 
 
+def asked_calibration(
+    sets: Sets, max_error: float | None, confidence: float | None, cost_ratio: float | None, coverage: float
+) -> CalibrationSettings:
+    """What the options ask for. Raises InputError, SettingsError."""
+    if confidence is None:
+        confidence = AS_USUAL.confidence
+    elif max_error is None:
+        raise InputError(
+            f"--confidence {confidence:g} without --max-error: it is that promise's; wanted both or neither"
+        )
+    return CalibrationSettings(sets, max_error, confidence, cost_ratio, coverage)
+
+
 @app.callback()
 def dropserve(
     show_version: Annotated[
@@ -188,7 +206,7 @@ def train(
     sets: SetsOption = "lac",
     coverage: Coverage = contract.DEFAULT_COVERAGE,
     max_error: MaxError = None,
-    confidence: Confidence = 0.95,
+    confidence: Confidence = None,
     cost_ratio: CostRatio = None,
     repository: Repository = Path("artifacts"),
     as_json: Json = False,
@@ -212,7 +230,7 @@ def train(
         concrete=concrete,
         ensemble=ensemble,
         heteroscedastic=heteroscedastic,
-        calibration=CalibrationSettings(sets, max_error, confidence, cost_ratio, coverage),
+        calibration=asked_calibration(sets, max_error, confidence, cost_ratio, coverage),
         repository=repository,
     )
     with interruptible(publication(repository, request.name)):
@@ -410,7 +428,7 @@ def package(
     sets: SetsOption = "lac",
     coverage: Coverage = contract.DEFAULT_COVERAGE,
     max_error: MaxError = None,
-    confidence: Confidence = 0.95,
+    confidence: Confidence = None,
     cost_ratio: CostRatio = None,
     repository: Repository = Path("artifacts"),
     as_json: Json = False,
@@ -433,7 +451,7 @@ def package(
             seed=seed,
             masks=masks,
             precision=precision,
-            calibration_settings=CalibrationSettings(sets, max_error, confidence, cost_ratio, coverage),
+            calibration_settings=asked_calibration(sets, max_error, confidence, cost_ratio, coverage),
         )
         tag = bento_store.import_artifact(folder)
     manifest = contract.read_manifest(folder)

@@ -52,6 +52,18 @@ class NoNoise(InputError):
         super().__init__(f"--heteroscedastic: {name}, a classification; wanted a regression: only its target has noise")
 
 
+class TypedTwice(InputError):
+    def __init__(self, column: str) -> None:
+        super().__init__(f"--type {column}: given more than once; wanted it once, as in {column}=numeric,nullable")
+
+
+class RateIsLearned(InputError):
+    def __init__(self, option: str, rate: float) -> None:
+        super().__init__(
+            f"--concrete with {option} {rate:g}: it learns that rate; wanted none, or 0 for no dropout there"
+        )
+
+
 class RepositoryError(InputError):
     def __init__(self, folder: Path, obstacle: Path, found: str) -> None:
         super().__init__(f"{folder}: cannot be written, since {obstacle} is {found}; wanted a writable folder")
@@ -113,7 +125,14 @@ def plan(
     check_writable(repository / name)
     loaded = dataset(data, target, types, task)
     calibration.check_task(loaded.task == "classification")
-    chosen = changed(recipe_of(loaded), visible_dropout=visible_dropout, hidden_dropout=hidden_dropout, epochs=epochs)
+    own = recipe_of(loaded)
+    chosen = changed(own, visible_dropout=visible_dropout, hidden_dropout=hidden_dropout, epochs=epochs)
+    if concrete:
+        # Where the recipe has no dropout, a rate says that there shall be some.
+        if visible_dropout and own.visible_dropout:
+            raise RateIsLearned("--visible-dropout", visible_dropout)
+        if hidden_dropout and own.hidden_dropout:
+            raise RateIsLearned("--hidden-dropout", hidden_dropout)
     if heteroscedastic and loaded.task != "regression":
         raise NoNoise(data)
     chosen = replace(chosen, heteroscedastic=heteroscedastic)
@@ -124,7 +143,12 @@ def plan(
 
 def dataset(data: str, target: str | None = None, types: Sequence[str] = (), task: Task | None = None) -> Dataset:
     """The rows that DATA of the command line stands for; raises InputError."""
-    given = dict(tables.ColumnType.parse(text) for text in types)
+    given: dict[str, tables.ColumnType] = {}
+    for text in types:
+        column, kind = tables.ColumnType.parse(text)
+        if column in given:
+            raise TypedTwice(column)
+        given[column] = kind
     is_own = data not in DATASETS
     if is_own and tables.is_table(data):
         return tables.read(Path(data), target=target, types=given, task=task)

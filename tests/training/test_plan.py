@@ -6,9 +6,11 @@ import pytest
 from models.contract import ArtifactError
 from training.plan import (
     NothingStochastic,
+    RateIsLearned,
     ReportError,
     RepositoryError,
     TargetError,
+    TypedTwice,
     check_report,
     check_writable,
     plan,
@@ -40,6 +42,23 @@ def test_net_without_dropout_is_refused(tmp_path):
     planned(repository=tmp_path, visible_dropout=0.0)
     with pytest.raises(NothingStochastic):
         planned("digits", repository=tmp_path, hidden_dropout=0.0)
+
+
+def test_a_rate_that_concrete_would_not_use_is_refused(tmp_path):
+    with pytest.raises(RateIsLearned, match=r"^--concrete with --visible-dropout 0.5: it learns that rate; wanted"):
+        planned(repository=tmp_path, concrete=True, visible_dropout=0.5)
+    with pytest.raises(RateIsLearned, match=r"--hidden-dropout 0.5"):
+        planned("digits", repository=tmp_path, concrete=True, hidden_dropout=0.5)
+    # They say where there shall be dropout.
+    planned("digits", repository=tmp_path, concrete=True, visible_dropout=0.1)
+    planned(repository=tmp_path, concrete=True, visible_dropout=0.0)
+
+
+def test_a_column_is_typed_once(tmp_path):
+    path = tmp_path / "homes.csv"
+    path.write_text("size,kind\n" + "".join(f"{number},{'ab'[number % 2]}\n" for number in range(20)))
+    with pytest.raises(TypedTwice, match=r"^--type size: given more than once; wanted it once, as in size=numeric,"):
+        planned(str(path), repository=tmp_path, target="kind", types=["size=ignored", "size=nullable"])
 
 
 @pytest.mark.parametrize("name", ["", "Sonar", "a/b", "..", "-a", "a" * 64, "modèle"])
