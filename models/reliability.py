@@ -46,11 +46,14 @@ def top_label_curve(probabilities: Array, y: Array, bins: int = BINS) -> Reliabi
 
 
 def adaptive_curve(probabilities: Array, y: Array, bins: int = BINS) -> ReliabilityCurve:
-    """Of the class that is named, in bins of as many rows each, within one (Nguyen & O'Connor 2015)."""
+    """Of the class that is named, in bins of as many rows each, within one (Nguyen & O'Connor 2015).
+
+    Rows of one confidence are in one bin, that of the first of them: their order says nothing.
+    """
     confidence, right = named(probabilities, y)
-    place = np.empty(len(y), np.int64)
-    place[np.argsort(confidence, kind="stable")] = np.arange(len(y)) * min(bins, len(y)) // len(y)
-    return _curve(confidence, right, place)
+    _, value, rows = np.unique(confidence, return_inverse=True, return_counts=True)
+    first = np.cumsum(rows) - rows
+    return _curve(confidence, right, (first * min(bins, len(y)) // len(y))[value])
 
 
 def expected_calibration_error(probabilities: Array, y: Array, bins: int = BINS) -> float:

@@ -67,6 +67,16 @@ def test_adaptive_error_is_that_of_the_sorted_rows_cut_evenly():
     assert adaptive_calibration_error(PROBABILITIES, CLASSES, 20) == pytest.approx(np.mean(gaps))
 
 
+def test_adaptive_error_does_not_depend_on_the_order_of_rows_of_one_confidence():
+    even, sorted_classes = np.full((100, 2), 0.5), np.repeat([0, 1], 50)
+    assert adaptive_calibration_error(even, sorted_classes) == pytest.approx(0)
+    few = np.round(PROBABILITIES, 1) + 1e-3
+    few /= few.sum(axis=1, keepdims=True)
+    wanted = adaptive_calibration_error(few, CLASSES)
+    for order in (np.argsort(RIGHT), np.argsort(-RIGHT), GENERATOR.permutation(500)):
+        assert adaptive_calibration_error(few[order], CLASSES[order]) == pytest.approx(wanted)
+
+
 def test_adaptive_error_of_one_row_is_its_own():
     assert adaptive_calibration_error(np.array([[0.7, 0.3]]), np.array([0])) == pytest.approx(0.3)
 
