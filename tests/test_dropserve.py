@@ -104,7 +104,6 @@ BAD_INPUT = {
     "repository under a file": (["sonar", "--repository", "file/below"], ["file", "not a folder"]),
     "model folder that is a file": (["sonar", "--name", "taken", "--repository", "."], ["taken", "not a folder"]),
     "confidence in no promise": (["sonar", "--confidence", "0.9"], ["--confidence 0.9", "--max-error", "wanted"]),
-    "rate that is learned": (["sonar", "--concrete", "--visible-dropout", "0.5"], ["--concrete", "0.5", "wanted"]),
     "unknown option": (["sonar", "--fast"], ["--fast"]),
 }
 

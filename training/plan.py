@@ -57,13 +57,6 @@ class TypedTwice(InputError):
         super().__init__(f"--type {column}: given more than once; wanted it once, as in {column}=numeric,nullable")
 
 
-class RateIsLearned(InputError):
-    def __init__(self, option: str, rate: float) -> None:
-        super().__init__(
-            f"--concrete with {option} {rate:g}: it learns that rate; wanted none, or 0 for no dropout there"
-        )
-
-
 class RepositoryError(InputError):
     def __init__(self, folder: Path, obstacle: Path, found: str) -> None:
         super().__init__(f"{folder}: cannot be written, since {obstacle} is {found}; wanted a writable folder")
@@ -125,14 +118,7 @@ def plan(
     check_writable(repository / name)
     loaded = dataset(data, target, types, task)
     calibration.check_task(loaded.task == "classification")
-    own = recipe_of(loaded)
-    chosen = changed(own, visible_dropout=visible_dropout, hidden_dropout=hidden_dropout, epochs=epochs)
-    if concrete:
-        # Where the recipe has no dropout, a rate says that there shall be some.
-        if visible_dropout and own.visible_dropout:
-            raise RateIsLearned("--visible-dropout", visible_dropout)
-        if hidden_dropout and own.hidden_dropout:
-            raise RateIsLearned("--hidden-dropout", hidden_dropout)
+    chosen = changed(recipe_of(loaded), visible_dropout=visible_dropout, hidden_dropout=hidden_dropout, epochs=epochs)
     if heteroscedastic and loaded.task != "regression":
         raise NoNoise(data)
     chosen = replace(chosen, heteroscedastic=heteroscedastic)

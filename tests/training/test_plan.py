@@ -6,7 +6,6 @@ import pytest
 from models.contract import ArtifactError
 from training.plan import (
     NothingStochastic,
-    RateIsLearned,
     ReportError,
     RepositoryError,
     TargetError,
@@ -42,16 +41,6 @@ def test_net_without_dropout_is_refused(tmp_path):
     planned(repository=tmp_path, visible_dropout=0.0)
     with pytest.raises(NothingStochastic):
         planned("digits", repository=tmp_path, hidden_dropout=0.0)
-
-
-def test_a_rate_that_concrete_would_not_use_is_refused(tmp_path):
-    with pytest.raises(RateIsLearned, match=r"^--concrete with --visible-dropout 0.5: it learns that rate; wanted"):
-        planned(repository=tmp_path, concrete=True, visible_dropout=0.5)
-    with pytest.raises(RateIsLearned, match=r"--hidden-dropout 0.5"):
-        planned("digits", repository=tmp_path, concrete=True, hidden_dropout=0.5)
-    # They say where there shall be dropout.
-    planned("digits", repository=tmp_path, concrete=True, visible_dropout=0.1)
-    planned(repository=tmp_path, concrete=True, visible_dropout=0.0)
 
 
 def test_a_column_is_typed_once(tmp_path):
