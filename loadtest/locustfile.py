@@ -82,6 +82,7 @@ def choose_users(environment: Any, **_: Any) -> None:
     environment.events.test_stopping.add_listener(lambda **_: close_schedules(environment))
     environment.events.report_to_master.add_listener(lambda data, **_: data.update(pace=environment.pace.taken()))
     environment.events.worker_report.add_listener(lambda data, **_: environment.pace.add(data["pace"]))
+    environment.events.request.add_listener(lambda **_: note_answer(environment))
     environment.events.spawning_complete.add_listener(lambda user_count, **_: draw_up_schedules(environment))
 
 
@@ -117,6 +118,10 @@ def close_schedules(environment: Any) -> None:
     environment.pace.unsent += sum(schedule.close() for schedule in environment.schedules.values())
 
 
+def note_answer(environment: Any) -> None:
+    environment.pace.unanswered -= 1
+
+
 class _Caller:
     """Takes the next request that is due, and sends it; each user has its own stream of choices."""
 
@@ -136,8 +141,10 @@ class _Caller:
     def due(self) -> float:
         """Wait until the next request is due; when that was, which is past where all users were busy."""
         self.environment.may_begin.wait()
+        pace = self.environment.pace
         schedule = self.environment.schedules.get(type(self))
         if schedule is None:
+            pace.unanswered += 1
             return time.perf_counter()
         at = schedule.take()
         if at is None:
@@ -145,7 +152,8 @@ class _Caller:
         is_free = at > time.perf_counter()
         gevent.sleep(max(0.0, at - time.perf_counter()))
         if is_free:
-            self.environment.pace.sent(time.perf_counter() - at)
+            pace.sent(time.perf_counter() - at)
+        pace.unanswered += 1
         return at
 
 
@@ -371,6 +379,7 @@ def report(environment: Any, **_: Any) -> None:
             "timeline": getattr(environment, "timeline", []),
             "late_ms": environment.pace.late_ms,
             "unsent": environment.pace.unsent,
+            "unanswered": environment.pace.unanswered,
         }
         Path(path).write_text(json.dumps(figures), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Whether the load test itself kept its schedule: what is late before it is sent is not the server's doing."""
+"""What no answer tells: whether the load test itself kept its schedule, and what was sent and never answered."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ class Pace:
         self._late_ms: Counter[int] = Counter()
         # Due when the test ended, and not sent: all users were busy.
         self.unsent = 0
+        # Sent, and without an answer, be it an error; negative in a message that has more answers than requests.
+        self.unanswered = 0
 
     def sent(self, late_s: float) -> None:
         self._late_ms[math.ceil(1000 * late_s)] += 1
@@ -33,11 +35,12 @@ class Pace:
 
     def taken(self) -> dict[str, Any]:
         """What was noted since the last time, as a message to Locust's master."""
-        message = {"late_ms": dict(self._late_ms), "unsent": self.unsent}
+        message = {"late_ms": dict(self._late_ms), "unsent": self.unsent, "unanswered": self.unanswered}
         self._late_ms.clear()
-        self.unsent = 0
+        self.unsent = self.unanswered = 0
         return message
 
     def add(self, message: dict[str, Any]) -> None:
         self._late_ms.update(message["late_ms"])
         self.unsent += message["unsent"]
+        self.unanswered += message["unanswered"]

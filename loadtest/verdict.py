@@ -225,6 +225,8 @@ def judge(host: str, figures: dict[str, Any], exit_code: int, mix: subjects.Mix,
     errors += [(f"{name}: nothing was answered", 1) for name in _silent(mix, asked)]
     if figures["unsent"]:
         errors.append((f"{figures['unsent']:,} requests were due and not sent before the end, all users being busy", 1))
+    if figures["unanswered"] > 0:
+        errors.append((f"{figures['unanswered']:,} requests were sent and had no answer when the test ended", 1))
     errors += _too_slow(total, _end_p50_ms(figures["timeline"], profile), profile.thresholds)
     passed = exit_code == 0 and not errors
     return Verdict(host, passed, endpoints, total, errors, figures["timeline"], figures["late_ms"])

@@ -123,6 +123,29 @@ def test_promtool_takes_the_rules():
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(("code", "fires"), [("503", True), ("INTERNAL", True), ("INVALID_ARGUMENT", False)])
+def test_failures_over_every_protocol_raise_an_alert(tmp_path, code, fires):
+    """Two of a hundred requests; HTTP's codes are numbers, gRPC's are names."""
+    series = 'dropserve_requests_total{model="sonar",code="%s"}'
+    fired = {
+        "exp_labels": {"severity": "page", "model": "sonar"},
+        "exp_annotations": {
+            "summary": "sonar: more than 1 % of the requests fail (5xx, or INTERNAL and the like over gRPC)"
+        },
+    }
+    case = {
+        "interval": "1m",
+        "input_series": [{"series": series % name, "values": f"0+{rate}x30"} for name, rate in (("OK", 98), (code, 2))],
+        "alert_rule_test": [
+            {"eval_time": "20m", "alertname": "DropserveErrors", "exp_alerts": [fired] if fires else []}
+        ],
+    }
+    path = tmp_path / "test.yml"
+    path.write_text(yaml.safe_dump({"rule_files": [str(DEPLOY / "prometheus" / "rules.yml")], "tests": [case]}))
+    done = subprocess.run([tool("promtool"), "test", "rules", path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_real_prometheus_answers_every_query_of_the_dashboard(sonar_server, tmp_path):
     port = free_port()
     host = sonar_server.url.removeprefix("http://")

@@ -3,8 +3,8 @@
 python faulty_proxy.py UPSTREAM FAULT EVERY     prints its own address on the first line, then serves
 
 The answers number 100, 100 + EVERY, 100 + 2 EVERY, ... of the two endpoints are spoiled: the first one comes soon, so
-that a slow machine meets it too. The fault `delay_50_ms` is of every answer; `other_model` sends every EVERYth request
-for the model `echo` to `sonar`.
+that a slow machine meets it too. The fault `silence` never answers those; `delay_50_ms` is of every answer;
+`other_model` sends every EVERYth request for the model `echo` to `sonar`.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def build(
     every: int,
     delay_s: float = 0,
     renamed: tuple[str, str] | None = None,
+    is_silent: bool = False,
 ) -> Starlette:
     client = httpx.AsyncClient(base_url=upstream, timeout=30)
     answered = asked = 0
@@ -93,7 +94,9 @@ def build(
         if request.method == "POST" and status == 200:
             answered += 1
             if answered % every == FIRST % every and answered >= FIRST:
-                if spoil is None:
+                if spoil is None and is_silent:
+                    await asyncio.sleep(3600)
+                elif spoil is None:
                     status, content = 500, b'{"error": "spoiled"}'
                 else:
                     answer = orjson.loads(content)
@@ -114,5 +117,10 @@ if __name__ == "__main__":
     elif fault == "other_model":
         app = build(upstream, lambda answer: None, int(every), renamed=("/models/echo", "/models/sonar"))
     else:
-        app = build(upstream, None if fault == "status_500" else FAULTS[fault], int(every))
-    uvicorn.Server(uvicorn.Config(app, log_level="error")).run(sockets=[listener])
+        app = build(
+            upstream,
+            None if fault in ("status_500", "silence") else FAULTS[fault],
+            int(every),
+            is_silent=fault == "silence",
+        )
+    uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)).run(sockets=[listener])

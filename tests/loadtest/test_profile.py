@@ -102,10 +102,10 @@ def test_lateness_is_that_of_99_requests_in_100_of_all_processes():
         one = Pace()
         for _ in range(99 if late_s < 0.1 else 1):
             one.sent(late_s)
-        one.unsent = 3
+        one.unsent, one.unanswered = 3, 1
         together.add(one.taken())
-        assert (one.late_ms, one.unsent) == (None, 0)
-    assert (together.late_ms, together.unsent) == (1, 6)
+        assert (one.late_ms, one.unsent, one.unanswered) == (None, 0, 0)
+    assert (together.late_ms, together.unsent, together.unanswered) == (1, 6, 2)
     together.sent(0.1)
     together.sent(0.1)
     assert together.late_ms == 100

@@ -19,6 +19,7 @@ from loadtest.verdict import Run
 from tests.process import ROOT, bentoml_serve, free_port
 
 UNSENT = re.compile(r"([\d,]+) requests were due and not sent before the end")
+UNANSWERED = re.compile(r"(\d+) requests were sent and had no answer when the test ended")
 # An error of a verdict for people; and how often a healthy server may be too slow on a busy machine.
 ERROR = re.compile(r"^ *[\d,]+ x (.*)$", re.MULTILINE)
 TRIES = 3
@@ -103,6 +104,16 @@ def test_requests_that_were_never_sent_are_counted(sonar_server):
     [unsent] = [int(found[1].replace(",", "")) for error, _ in verdict["errors"] if (found := UNSENT.match(error))]
     # Poisson, five standard deviations; two requests were under way.
     assert abs(unsent + verdict["total"]["requests"] - 1200) < 5 * 1200**0.5 + 2
+
+
+def test_requests_that_were_never_answered_are_counted(sonar_server):
+    """The end of the test comes before their timeout, so that they are no failures."""
+    with faulty_proxy(sonar_server.url, "silence", every=60) as url:
+        done = loadtest("--host", url, "--json", "--users", "20", run_time="3s")
+    assert done.returncode == 1, done.stdout + done.stderr
+    # The requests 100, 160, 220 ... of about 300.
+    [found] = [found for error, _ in json.loads(done.stdout)["errors"] if (found := UNANSWERED.fullmatch(error))]
+    assert 2 <= int(found[1]) <= 6
 
 
 def test_a_server_that_is_slow_at_the_end_fails_by_that(sonar_server):
