@@ -256,8 +256,8 @@ def _state(job: Job) -> tuple[State, bool]:
     """What was begun here, and whether it is begun now."""
     target = job.target
     if not target.state.exists():
-        found = target.out if target.is_file else next(_strangers(target), None)
-        if found is not None and found.exists():
+        found = next(_strangers(target), None)
+        if found is not None:
             raise ScoreError(f"{found}: is there already, from something else; wanted another OUT, or an empty folder")
         state = State(asked=job.asked)
         write_text(target.state, state.model_dump_json(indent=1))
@@ -293,6 +293,9 @@ def _difference(name: str, found: Asked, wanted: Asked) -> str:
 
 
 def _strangers(target: Target) -> Iterator[Path]:
+    """What is there already where the output is to be."""
+    if target.is_file:
+        return (path for path in (target.out, target.rejects) if path.exists())
     return (
         (path for path in target.out.iterdir() if path.name != target.shelf.work.name)
         if target.out.is_dir()
@@ -341,6 +344,10 @@ def _check_apart(wanted: str, files: list[Path], target: Target) -> None:
     folder = Path(wanted).absolute()
     inside = Path(wanted).is_dir() and out.is_relative_to(folder)
     matched = fnmatch.fnmatch(str(out), str(folder)) or out in {file.absolute() for file in files}
+    read = {file.resolve() for file in files}
+    for own in (target.rejects, target.state):
+        if own.resolve() in read:
+            raise ScoreError(f"{own}: is input, and would be written beside {target.out}; wanted another name for OUT")
     over = not target.is_file and any(file.absolute().is_relative_to(out) for file in files)
     if inside or matched or over:
         raise ScoreError(f"{target.out}: lies where the input is read from ({wanted}); wanted another place for OUT")

@@ -306,6 +306,24 @@ def test_the_same_again_does_nothing_and_another_is_refused(score, table, tmp_pa
         score(tmp_path / "in.parquet", tmp_path / "out", part_rows=100)
 
 
+def test_rejects_of_another_are_neither_removed_nor_overwritten(score, table, tmp_path):
+    pq.write_table(table, tmp_path / "jan.rejects.parquet")
+    before = digests(tmp_path)
+    with pytest.raises(ScoreError, match=r"jan.rejects.parquet: is input, and would be written beside .*jan.parquet"):
+        score(tmp_path / "jan.rejects.parquet", tmp_path / "jan.parquet")
+    (tmp_path / "out.rejects.parquet").write_text("mine")
+    before["out.rejects.parquet"] = hashlib.sha256(b"mine").hexdigest()
+    with pytest.raises(ScoreError, match=r"out.rejects.parquet: is there already, from something else"):
+        score(tmp_path / "jan.rejects.parquet", tmp_path / "out.parquet")
+    assert digests(tmp_path) == before
+    # Those of the run itself are no hindrance.
+    bad = table.set_column(1, "band_01", pa.array([None, *table["band_01"].to_pylist()[1:]], pa.float32()))
+    pq.write_table(bad, tmp_path / "feb.parquet")
+    first = score(tmp_path / "feb.parquet", tmp_path / "done.parquet")
+    assert first.rejected == 1
+    assert score(tmp_path / "feb.parquet", tmp_path / "done.parquet") == first
+
+
 def test_no_rows_give_no_rows(score, table, tmp_path):
     pq.write_table(table.slice(0, 0), tmp_path / "in.parquet")
     (tmp_path / "in.csv").write_text(",".join(table.column_names) + "\n")
