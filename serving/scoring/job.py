@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import fnmatch
+import glob
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -340,14 +341,35 @@ def _taken(target: Target) -> Iterator[None]:
 
 def _check_apart(wanted: str, files: list[Path], target: Target) -> None:
     """The output must not become input when the same command runs again."""
-    out = target.out.absolute()
-    folder = Path(wanted).absolute()
-    inside = Path(wanted).is_dir() and out.is_relative_to(folder)
-    matched = fnmatch.fnmatch(str(out), str(folder)) or out in {file.absolute() for file in files}
-    read = {file.resolve() for file in files}
+    out, given = target.out.resolve(), Path(wanted)
+    # A link is read as what it points to, and is a name in its own folder too.
+    read = {file.resolve() for file in files} | {file.parent.resolve() / file.name for file in files}
     for own in (target.rejects, target.state):
         if own.resolve() in read:
             raise ScoreError(f"{own}: is input, and would be written beside {target.out}; wanted another name for OUT")
-    over = not target.is_file and any(file.absolute().is_relative_to(out) for file in files)
-    if inside or matched or over:
+    inside = given.is_dir() and out.is_relative_to(given.resolve())
+    over = out in read or (not target.is_file and any(file.is_relative_to(out) for file in read))
+    if inside or over or _is_matched(given, target):
         raise ScoreError(f"{target.out}: lies where the input is read from ({wanted}); wanted another place for OUT")
+
+
+def _is_matched(given: Path, target: Target) -> bool:
+    """Whether a pattern would find what is written."""
+    if given.exists():
+        return False
+    magic = next((place for place, part in enumerate(given.parts) if glob.has_magic(part)), len(given.parts))
+    pattern = (*Path(*given.parts[:magic]).resolve().parts, *given.parts[magic:])
+    out = target.out.resolve()
+    first = out if target.is_file else out / f"part-00000.{target.shelf.kind}"
+    rejects = target.rejects.parent.resolve() / target.rejects.name
+    return any(_fits(place.parts, pattern) for place in (first, rejects))
+
+
+def _fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """As `glob` does it: a star ends at a slash, two do not, and neither stands for a hidden name."""
+    if not pattern or not parts:
+        return not parts and all(part == "**" for part in pattern)
+    hidden = parts[0].startswith(".") and not pattern[0].startswith(".")
+    if pattern[0] == "**":
+        return _fits(parts, pattern[1:]) or (not hidden and _fits(parts[1:], pattern))
+    return not hidden and fnmatch.fnmatch(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])

@@ -27,6 +27,7 @@ from models.contract import MC_SAMPLE
 from models.package import package
 from serving.runtime import Model
 from serving.scoring import job as scoring
+from serving.scoring import sources
 from serving.scoring.errors import RowRefused, ScoreError
 from serving.scoring.parts import score_part
 from serving.scoring.scorer import Scorer, Settings
@@ -322,6 +323,56 @@ def test_rejects_of_another_are_neither_removed_nor_overwritten(score, table, tm
     first = score(tmp_path / "feb.parquet", tmp_path / "done.parquet")
     assert first.rejected == 1
     assert score(tmp_path / "feb.parquet", tmp_path / "done.parquet") == first
+
+
+@pytest.mark.parametrize(
+    ("folder", "source", "out", "refused"),
+    [
+        ("data", ".", "../scored", False),
+        ("data", "*.parquet", "../scored.parquet", False),
+        (".", "data", "data/../scored", False),
+        (".", "data/*.parquet", "data/scored", False),
+        (".", "d*/*.parquet", "scored", False),
+        (".", "*/a.parquet", "data/scored.parquet", False),
+        (".", "**/a.parquet", "data/scored", False),
+        (".", "data/*/*.parquet", "data/.scored", False),
+        (".", "data/odd[1].parquet", "data/odd1.parquet", False),
+        ("data", ".", "scored", True),
+        (".", "data", "link/scored", True),
+        (".", "link", "data/scored", True),
+        (".", "../{here}/data", "data/scored", True),
+        (".", "../{here}/data/*.parquet", "data/scored.parquet", True),
+        (".", "link/*.parquet", "data/scored.parquet", True),
+        (".", "link/a.parquet", "data", True),
+        (".", "d*/*/*.parquet", "data/scored", True),
+        (".", "d*/*.parquet", "data", True),
+        (".", "data/**/*.parquet", "data/scored", True),
+        (".", "data/**/*.parquet", "data/scored.parquet", True),
+        (".", "data/*.rejects.parquet", "data/scored.parquet", True),
+    ],
+)
+def test_the_output_is_apart_from_the_input_whatever_the_spelling(
+    trained, table, tmp_path, monkeypatch, folder, source, out, refused
+):
+    (tmp_path / "data" / "deeper").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    for name in ("a", "odd[1]", "old.rejects", "deeper/b"):
+        pq.write_table(table.slice(0, 2), tmp_path / "data" / f"{name}.parquet")
+    monkeypatch.chdir(tmp_path / folder)
+    source = source.format(here=tmp_path.name)
+    # An independent answer: what the same command would read, were the output there.
+    read = {file.resolve() for file in sources.find(source)}
+    place = Path(out) if Path(out).suffix else Path(out) / "part-00000.parquet"
+    written = [place, place.with_name(f"{place.stem}.rejects.parquet")] if Path(out).suffix else [place]
+    if refused:
+        with pytest.raises(ScoreError, match="lies where the input is read from"):
+            scoring.plan(source, Path(out), trained.folder, SETTINGS, 1000)
+    else:
+        scoring.plan(source, Path(out), trained.folder, SETTINGS, 1000)
+    for file in written:
+        file.parent.mkdir(exist_ok=True)
+        pq.write_table(table.slice(0, 2), file)
+    assert ({file.resolve() for file in sources.find(source)} != read) is refused or out == "data"
 
 
 def test_no_rows_give_no_rows(score, table, tmp_path):
