@@ -195,6 +195,8 @@ def run(job: Job, engine: Engine, *, strict: bool, advance: Advance) -> Outcome:
     target = job.target
     with _taken(target):
         state, is_new = _state(job)
+        if strict:
+            _check_none_rejected(job, state)
         if state.outcome is not None:
             shutil.rmtree(target.shelf.work, ignore_errors=True)
             advance(job.rows)
@@ -211,10 +213,27 @@ def run(job: Job, engine: Engine, *, strict: bool, advance: Advance) -> Outcome:
         return _finish(job)
 
 
+def _check_none_rejected(job: Job, state: State) -> None:
+    """A run before this one may have left out rows: it need not have been strict."""
+    shelf = job.target.shelf
+    if state.outcome is not None:
+        found = [(job.target.rejects, state.outcome.rejected)]
+    else:
+        done = [part for part in job.asked.parts if shelf.part(part).exists()]
+        found = [(shelf.rejects(part), _outcome(shelf, part).rejected) for part in done]
+    for rejects, count in found:
+        if count:
+            raise RowRefused(f"{rejects}: rows rejected by an earlier run, {count}; wanted none, or no --strict")
+
+
+def _outcome(shelf: Shelf, part: Part) -> Outcome:
+    return Outcome.model_validate_json(shelf.outcome(part).read_bytes())
+
+
 def _finish(job: Job) -> Outcome:
     """Put together what is one file in the end, and say that all is done."""
     target, parts = job.target, job.asked.parts
-    outcomes = [Outcome.model_validate_json(target.shelf.outcome(part).read_bytes()) for part in parts]
+    outcomes = [_outcome(target.shelf, part) for part in parts]
     outcome = Outcome(scored=sum(one.scored for one in outcomes), rejected=sum(one.rejected for one in outcomes))
     target.rejects.unlink(missing_ok=True)
     if outcome.rejected:
@@ -275,11 +294,17 @@ def _state(job: Job) -> tuple[State, bool]:
                 f"{target.out}: holds the scoring of {_difference(name, state.asked, job.asked)}; "
                 "wanted another OUT, or this one removed"
             )
-    if state.outcome is not None and target.is_file and not target.out.exists():
-        raise ScoreError(
-            f"{target.state}: says that all is done, and {target.out} is not there; "
-            "wanted another name for OUT, or this file removed"
+    if state.outcome is not None:
+        written = (
+            [target.out] if target.is_file else [target.out / target.shelf.part(part).name for part in job.asked.parts]
         )
+        missing = next((path for path in written if not path.exists()), None)
+        if missing is not None:
+            remedy = "this file" if target.is_file else f"all of {target.out}"
+            raise ScoreError(
+                f"{target.state}: says that all is done, and {missing} is not there; "
+                f"wanted another name for OUT, or {remedy} removed"
+            )
     return state, False
 
 

@@ -325,6 +325,40 @@ def test_rejects_of_another_are_neither_removed_nor_overwritten(score, table, tm
     assert score(tmp_path / "feb.parquet", tmp_path / "done.parquet") == first
 
 
+@pytest.mark.parametrize(("out", "rejects"), [("out", "out/_rejects.parquet"), ("out.parquet", "out.rejects.parquet")])
+def test_strict_refuses_what_an_earlier_run_rejected(trained, model, score, table, tmp_path, out, rejects):
+    column = table["band_03"].to_pylist()
+    column[120] = column[150] = None
+    pq.write_table(table.set_column(3, "band_03", pa.array(column)), tmp_path / "in.parquet")
+    job = scoring.plan(str(tmp_path / "in.parquet"), tmp_path / out, trained.folder, SETTINGS, 50)
+
+    def cut_off(job, pending, strict, advance):
+        for part in pending[:3]:
+            score_part(Scorer(model, job.form), part, job.target.shelf, threads=1, strict=strict)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scoring.run(job, cut_off, strict=False, advance=lambda rows: None)
+    begun = files(tmp_path)
+    with pytest.raises(RowRefused, match=r"rejects-00002.parquet: rows rejected by an earlier run, 1"):
+        score(tmp_path / "in.parquet", tmp_path / out, part_rows=50, strict=True)
+    assert files(tmp_path) == begun
+    assert score(tmp_path / "in.parquet", tmp_path / out, part_rows=50).rejected == 2
+    done = files(tmp_path)
+    with pytest.raises(RowRefused, match=f"{rejects}: rows rejected by an earlier run, 2; wanted none, or no --strict"):
+        score(tmp_path / "in.parquet", tmp_path / out, part_rows=50, strict=True)
+    assert files(tmp_path) == done
+
+
+@pytest.mark.parametrize(("out", "lost"), [("out", "out/part-00002.parquet"), ("out.parquet", "out.parquet")])
+def test_a_finished_scoring_that_lost_a_file_is_refused(score, table, tmp_path, out, lost):
+    pq.write_table(table, tmp_path / "in.parquet")
+    score(tmp_path / "in.parquet", tmp_path / out, part_rows=50)
+    (tmp_path / lost).unlink()
+    with pytest.raises(ScoreError, match=f"score.json: says that all is done, and .*{lost} is not there; wanted "):
+        score(tmp_path / "in.parquet", tmp_path / out, part_rows=50)
+
+
 @pytest.mark.parametrize(
     ("folder", "source", "out", "refused"),
     [
