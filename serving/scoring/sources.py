@@ -37,7 +37,7 @@ OWN = ("_rejects.", "_work")
 BLOCK_BYTES = 2**22
 # A CSV part is read at once: its bytes are bounded as well.
 PART_BYTES = 2**26
-_QUOTE, _NEWLINE = b'"', b"\n"
+_QUOTE, _NEWLINE, _RETURN = b'"', b"\n", b"\r"
 
 
 class Part(BaseModel):
@@ -286,9 +286,16 @@ def _survey_csv(path: Path, part_rows: int, first_index: int) -> tuple[Source, l
 
 
 def _line_ends(block: bytes, quotes_before: int) -> np.ndarray:
-    """Places of the line ends outside of quotes. A quote inside of quotes is written twice, and so changes nothing."""
+    """Places of the line ends outside of quotes. A quote inside of quotes is written twice, and so changes nothing.
+
+    A \\r without a \\n ends a line as well: Arrow takes it so.
+    """
     text = np.frombuffer(block, np.uint8)
     ends = np.flatnonzero(text == _NEWLINE[0])
+    if _RETURN in block:
+        returns = np.flatnonzero(text == _RETURN[0])
+        following = text[np.minimum(returns + 1, len(text) - 1)]
+        ends = np.union1d(ends, returns[following != _NEWLINE[0]])
     if quotes_before % 2 == 0 and _QUOTE not in block:
         return ends
     quotes = np.searchsorted(np.flatnonzero(text == _QUOTE[0]), ends)
@@ -298,6 +305,9 @@ def _line_ends(block: bytes, quotes_before: int) -> np.ndarray:
 def _blocks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
+            # The two bytes of a line end stay together.
+            while block.endswith(_RETURN) and (more := file.read(BLOCK_BYTES)):
+                block += more
             yield block
 
 

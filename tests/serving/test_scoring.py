@@ -189,6 +189,22 @@ def test_csv_rows_may_hold_line_ends_and_quotes(score, table, tmp_path):
     assert score(tmp_path / "crlf.csv", tmp_path / "crlf.parquet", part_rows=3).scored == len(texts)
 
 
+@pytest.mark.parametrize("end", ["\r", "\r\n", "mixed"])
+def test_csv_lines_end_as_arrow_takes_them(score, table, tmp_path, monkeypatch, end):
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 1000)  # so that line ends lie across blocks
+    csv = tmp_path / "in.csv"
+    pyarrow.csv.write_csv(table, csv)
+    lines = csv.read_text().splitlines()
+    # Pads, so that every place of a line end in a block comes about.
+    lines[1:] = [line.replace("row ", "row " + "x" * (number % 7)) for number, line in enumerate(lines[1:])]
+    ends = ["\r", "\n", "\r\n"] if end == "mixed" else [end]
+    csv.write_bytes("".join(line + ends[number % len(ends)] for number, line in enumerate(lines)).encode())
+    assert score(csv, tmp_path / "out.parquet", part_rows=50).scored == len(table)
+    assert pq.read_table(tmp_path / "out.parquet")["id"].equals(pyarrow.csv.read_csv(csv)["id"])
+    _, parts = sources.survey(csv, 50, 0)
+    assert [(part.first_row, part.rows) for part in parts] == [(0, 50), (50, 50), (100, 50), (150, 50), (200, 8)]
+
+
 def spoil(rows, changes):
     for row, column, text in changes:
         rows[row][BANDS.index(column) + 1] = text
