@@ -242,8 +242,10 @@ def _csv_schema(path: Path) -> pa.Schema:
 
 def _survey_csv(path: Path, part_rows: int, first_index: int) -> tuple[Source, list[Part]]:
     digest = hashlib.sha256()
+    delimiter = csv_delimiter(path)
+    scan = _Lines(delimiter)
     # `here`: where the last line ended.
-    size = quotes = lines = here = 0
+    size = lines = here = 0
     # Where the open part starts, and which row it starts with; -1 is the header.
     start, first_row = 0, -1
     cuts: list[tuple[int, int, int, int]] = []
@@ -256,17 +258,17 @@ def _survey_csv(path: Path, part_rows: int, first_index: int) -> tuple[Source, l
 
     for block in _text_blocks(path):
         digest.update(block)
-        for end in _line_ends(block, quotes):
+        # A value that starts after the byte order mark starts the file.
+        marked = size == 0 and block.startswith(codecs.BOM_UTF8)
+        for end in scan.ends(block.replace(codecs.BOM_UTF8, 3 * delimiter.encode(), 1) if marked else block):
             lines += 1
             here = size + int(end) + 1
             if first_row < 0 or lines - 1 - first_row >= part_rows or here - start >= PART_BYTES:
                 cut(here)
-        quotes += block.count(_QUOTE)
         size += len(block)
     if size > start:
         lines += here != size
         cut(size)
-    delimiter = csv_delimiter(path)
     if not cuts:
         cuts.append((0, 0, size, size))
     parts = [
@@ -285,21 +287,53 @@ def _survey_csv(path: Path, part_rows: int, first_index: int) -> tuple[Source, l
     return Source(path=str(path), bytes=size, sha256=digest.hexdigest()), parts
 
 
-def _line_ends(block: bytes, quotes_before: int) -> np.ndarray:
-    """Places of the line ends outside of quotes. A quote inside of quotes is written twice, and so changes nothing.
+class _Lines:
+    """Where the lines of a CSV file end, block by block, as Arrow's reader has it.
 
-    A \\r without a \\n ends a line as well: Arrow takes it so.
+    A quote opens at the start of a value only, and is text elsewhere (`5" pipe`); one within quotes is written twice. A
+    \\r without a \\n ends a line as well.
     """
-    text = np.frombuffer(block, np.uint8)
-    ends = np.flatnonzero(text == _NEWLINE[0])
-    if _RETURN in block:
-        returns = np.flatnonzero(text == _RETURN[0])
-        following = text[np.minimum(returns + 1, len(text) - 1)]
-        ends = np.union1d(ends, returns[following != _NEWLINE[0]])
-    if quotes_before % 2 == 0 and _QUOTE not in block:
-        return ends
-    quotes = np.searchsorted(np.flatnonzero(text == _QUOTE[0]), ends)
-    return ends[(quotes + quotes_before) % 2 == 0]
+
+    def __init__(self, delimiter: str) -> None:
+        self._quoted = False
+        # The byte before the block; a quote only if it may be the first of two.
+        self._before = _NEWLINE[0]
+        self._opens = np.zeros(256, bool)
+        self._opens[list(delimiter.encode() + _NEWLINE + _RETURN)] = True
+
+    def ends(self, block: bytes) -> np.ndarray:
+        """Places of the line ends outside of quotes. A block does not end between \\r and \\n."""
+        text = np.frombuffer(block, np.uint8)
+        ends = np.flatnonzero(text == _NEWLINE[0])
+        if _RETURN in block:
+            returns = np.flatnonzero(text == _RETURN[0])
+            following = text[np.minimum(returns + 1, len(text) - 1)]
+            ends = np.union1d(ends, returns[following != _NEWLINE[0]])
+        quoted = self._quoted
+        turns = self._turns(text) if _QUOTE in block else np.empty(0, np.int64)
+        last_is_text = block.endswith(_QUOTE) and not (len(turns) and turns[-1] == len(text) - 1)
+        self._before = 0 if last_is_text else block[-1]
+        if not quoted and not len(turns):
+            return ends
+        return ends[(np.searchsorted(turns, ends) + quoted) % 2 == 0]
+
+    def _turns(self, text: np.ndarray) -> np.ndarray:
+        """Places of the quotes that open or close; of two within quotes the first closes, the second opens again."""
+        quotes = np.flatnonzero(text == _QUOTE[0])
+        before = np.where(quotes > 0, text[quotes - 1], self._before)
+        opens = self._opens[before]
+        # Mostly every second quote opens, and none is text.
+        if not (opens | (before == _QUOTE[0]))[int(self._quoted) :: 2].all():
+            turns = []
+            closed = -1 if self._before == _QUOTE[0] else None
+            for place, may_open in zip(quotes.tolist(), opens.tolist(), strict=True):
+                if self._quoted or may_open or closed == place - 1:
+                    closed = place if self._quoted else None
+                    self._quoted = not self._quoted
+                    turns.append(place)
+            return np.array(turns, np.int64)
+        self._quoted ^= len(quotes) % 2 == 1
+        return quotes
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

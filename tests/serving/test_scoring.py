@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -192,17 +195,48 @@ def test_csv_rows_may_hold_line_ends_and_quotes(score, table, tmp_path):
 @pytest.mark.parametrize("end", ["\r", "\r\n", "mixed"])
 def test_csv_lines_end_as_arrow_takes_them(score, table, tmp_path, monkeypatch, end):
     monkeypatch.setattr(sources, "BLOCK_BYTES", 1000)  # so that line ends lie across blocks
-    csv = tmp_path / "in.csv"
-    pyarrow.csv.write_csv(table, csv)
-    lines = csv.read_text().splitlines()
+    path = tmp_path / "in.csv"
+    pyarrow.csv.write_csv(table, path)
+    lines = path.read_text().splitlines()
     # Pads, so that every place of a line end in a block comes about.
     lines[1:] = [line.replace("row ", "row " + "x" * (number % 7)) for number, line in enumerate(lines[1:])]
     ends = ["\r", "\n", "\r\n"] if end == "mixed" else [end]
-    csv.write_bytes("".join(line + ends[number % len(ends)] for number, line in enumerate(lines)).encode())
-    assert score(csv, tmp_path / "out.parquet", part_rows=50).scored == len(table)
-    assert pq.read_table(tmp_path / "out.parquet")["id"].equals(pyarrow.csv.read_csv(csv)["id"])
-    _, parts = sources.survey(csv, 50, 0)
+    path.write_bytes("".join(line + ends[number % len(ends)] for number, line in enumerate(lines)).encode())
+    assert score(path, tmp_path / "out.parquet", part_rows=50).scored == len(table)
+    assert pq.read_table(tmp_path / "out.parquet")["id"].equals(pyarrow.csv.read_csv(path)["id"])
+    _, parts = sources.survey(path, 50, 0)
     assert [(part.first_row, part.rows) for part in parts] == [(0, 50), (50, 50), (100, 50), (150, 50), (200, 8)]
+
+
+def test_a_quote_within_a_value_is_text(score, table, tmp_path):
+    path = tmp_path / "in.csv"
+    texts = ['5" pipe', *['two\nlines, and a "word"'] * (len(table) - 2), 'six "feet" or 6\'2"']
+    ids = [texts[0], *('"' + text.replace('"', '""') + '"' for text in texts[1:-1]), texts[-1]]
+    lines = [",".join(map(repr, row)) for row in zip(*(table[name].to_pylist() for name in BANDS), strict=True)]
+    rows = [f"{name},{line}\n" for name, line in zip(ids, lines, strict=True)]
+    path.write_text("\ufeff" + ",".join(['"id"', *BANDS]) + "\n" + "".join(rows))
+    assert score(path, tmp_path / "out.parquet", part_rows=50).rejected == 0
+    assert pq.read_table(tmp_path / "out.parquet")["id"].to_pylist() == texts
+    assert len(sources.survey(path, 50, 0)[1]) == 5
+
+
+@pytest.mark.parametrize("header", ["a,b\n", '\ufeff"a\n1",b\r', "a;b\r\n"])
+def test_lines_of_any_text_are_those_of_the_csv_module(tmp_path, monkeypatch, header):
+    def records(text):
+        return list(csv.reader(io.StringIO(text, newline=""), delimiter=";" if ";" in header else ","))
+
+    path = tmp_path / "in.csv"
+    chosen = random.Random(0)
+    for size in (1, 2, 3, 5, 64) * 60:
+        monkeypatch.setattr(sources, "BLOCK_BYTES", size)
+        text = "".join(chosen.choices(['"', '"', ",", ";", "\n", "\r", "x", '""'], k=chosen.randint(0, 30)))
+        path.write_bytes((header + text).encode())
+        found = [(part.start, part.stop) for part in sources.survey(path, 1, 0)[1]]
+        lines = [path.read_bytes()[start:stop].decode() for start, stop in found if start < stop]
+        # A \r at the header's end and a \n after it are one line end.
+        body = path.read_bytes()[found[0][0] :].decode()
+        assert "".join(lines) == body
+        assert [records(line) for line in lines] == [[record] for record in records(body)], (size, text)
 
 
 def spoil(rows, changes):
