@@ -140,9 +140,12 @@ class Core:
 
     async def _keep_house(self) -> None:
         while True:
-            self.measure()
-            self.metrics.write()
-            await asyncio.to_thread(self._memory.give_back)
+            try:
+                self.measure()
+                self.metrics.write()
+                await asyncio.to_thread(self._memory.give_back)
+            except Exception:  # the next time may go through
+                log.exception("the house could not be kept")
             await asyncio.sleep(KEEP_HOUSE_S)
 
     def measure(self) -> None:

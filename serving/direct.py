@@ -34,6 +34,8 @@ PATIENCE_S = 0.05
 KEPT_HEADS = 256
 LONGEST_KEPT_HEAD = 2**11
 
+# Digits of a length that is looked at: a longer number is none of a request's.
+_LENGTH_DIGITS = 19
 _HEAD_END = b"\r\n\r\n"
 # What a request may say of itself besides what is looked at; with anything else it is uvicorn's.
 _LENGTH, _TYPE, _CONNECTION = b"content-length", b"content-type", b"connection"
@@ -105,7 +107,7 @@ class _HeadReader:
             return None
         headers = self._headers
         length = headers.get(_LENGTH, b"")
-        if not (self._is_complete and self._is_plain and length.isdigit()):
+        if not (self._is_complete and self._is_plain and length.isdigit() and len(length) <= _LENGTH_DIGITS):
             return None
         if headers.get(_CONNECTION, b"keep-alive").lower() != b"keep-alive":
             return None

@@ -400,14 +400,20 @@ class Connection(asyncio.Protocol):
                 http.send_headers(stream, _BEGINNING + call.trailers, is_end=True)
                 return
             http.send_headers(stream, _BEGINNING)
-        call.outgoing = call.outgoing[http.send_data(stream, call.outgoing) :]
+        slow = self._server.slow
+        sent = http.send_data(stream, call.outgoing)
+        call.outgoing = call.outgoing[sent:]
         if call.outgoing:
-            # It holds its place until the client has read the rest, which it has some time for.
-            self._server.slow.end(call)
-            self._server.slow.begin(call, lambda: self._reset(call))
+            # It holds its place until the client has read the rest, which it has some time for: from when it last read
+            # something of it, whatever else it has said.
+            if sent or call not in slow:
+                slow.end(call)
+                slow.begin(call, lambda: self._reset(call))
         elif call.trailers is not None:
             self._forget(call)
             http.send_headers(stream, call.trailers, is_end=True)
+        else:
+            slow.end(call)
 
     def _forget(self, call: _Call) -> None:
         server = self._server

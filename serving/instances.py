@@ -28,8 +28,8 @@ Arrays = dict[str, np.ndarray]
 # JSON's number types in Python. bool is a subclass of int, and is not among them.
 _NUMBERS = frozenset({int, float})
 # The smallest magnitude that each type rounds to infinity, as exact integers: any JSON number compares with them.
-_OVERFLOW = {"float16": 65_520, "float32": 2**128 - 2**103, "float64": 2**1024 - 2**970}
-_LIMITS = {np.dtype(name): float(limit) if name != "float64" else np.inf for name, limit in _OVERFLOW.items()}
+OVERFLOW = {"float16": 65_520, "float32": 2**128 - 2**103, "float64": 2**1024 - 2**970}
+_LIMITS = {np.dtype(name): float(limit) if name != "float64" else np.inf for name, limit in OVERFLOW.items()}
 
 
 # Stands for a name that an object does not have.
@@ -89,7 +89,7 @@ class _Column:
             return False
         match self.dtype.kind:
             case "f":
-                limit = _OVERFLOW[self.dtype.name]
+                limit = OVERFLOW[self.dtype.name]
                 return type(value) in _NUMBERS and -limit < value < limit
             case "i" | "u":
                 limits = np.iinfo(self.dtype)
@@ -258,7 +258,10 @@ class InstanceReader:
     def _row_of_inputs(self, row: int, instance: dict[str, Any]) -> list[Any]:
         """A table's row given as an object of the model's named inputs."""
         if self._is_matrix:
-            return self._row_values(row, instance[self._inputs[0].name])
+            values = instance[self._inputs[0].name]
+            if type(values) is dict and values.keys() == self._by_name.keys():
+                raise InvalidInstance(row, None, "an object of the model's inputs within another", "one of them")
+            return self._row_values(row, values)
         return self._row_values(row, [instance[item.name] for item in self._inputs])
 
     # Any other model: one tensor for each input.

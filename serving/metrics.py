@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import orjson
+import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -26,6 +27,8 @@ from serving import drift
 from serving.graph import Arrays
 from serving.prediction_sets import withheld
 from serving.runtime import Model
+
+log = structlog.get_logger()
 
 Labels = tuple[str, ...]
 # One series: a counter's or gauge's value; of a histogram, the observations in each bin and their sum.
@@ -155,6 +158,8 @@ class Metrics(Collector):
         self._window_rows = drift_window_rows
         self._file = None if folder is None else folder / f"metrics-{os.getpid()}.json"
         self._written = b""
+        # Whether the last write has failed.
+        self._is_unwritten = False
         self._series: dict[str, Shelves] = {name: {} for name in FAMILIES}
         self._windows: dict[Labels, _Window] = {}
         self._references: dict[Labels, float] = {}
@@ -253,11 +258,19 @@ class Metrics(Collector):
                 "windows": [(labels, window.cells) for labels, window in self._windows.items()],
             }
         )
-        if content != self._written:
-            self._written = content
-            staging = self._file.with_suffix(".staging")
+        if content == self._written:
+            return
+        staging = self._file.with_suffix(".staging")
+        try:
             staging.write_bytes(content)
             staging.replace(self._file)
+        except OSError as error:
+            # A full disk: this worker's own counts are as they were, and the next write may go through.
+            if not self._is_unwritten:
+                log.error("other workers cannot see this one's metrics", reason=str(error))
+            self._is_unwritten = True
+            return
+        self._written, self._is_unwritten = content, False
 
     def _window(self, labels: Labels, bins: drift.Bins) -> _Window:
         if labels not in self._windows:

@@ -104,6 +104,9 @@ class OpenInference:
         content = read_object(body[:json_bytes])
         binary = memoryview(body)[json_bytes:]
         parameters = _parameters(content, "parameters")
+        request_id = content.get("id")
+        if request_id is not None and type(request_id) is not str:
+            raise InvalidField("id", quote(request_id), "a text")
         inputs = _read_inputs(model, content, binary)
         signature, num_samples, seed = _asked(parameters)
         coverage = _coverage(model, signature, parameters)
@@ -117,8 +120,8 @@ class OpenInference:
             arrays = coverage.apply(arrays)
         shown = tensors.finite_outputs(arrays, list(outputs))
         head: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
-        if "id" in content:
-            head["id"] = content["id"]
+        if request_id is not None:
+            head["id"] = request_id
         if signature != contract.SERVING_DEFAULT:
             head["parameters"] = {
                 "signature": signature,

@@ -30,6 +30,9 @@ class Overdue:
         if not self._is_planned:
             self._plan()
 
+    def __contains__(self, who: object) -> bool:
+        return who in self._open
+
     def end(self, who: object) -> None:
         self._open.pop(who, None)
 

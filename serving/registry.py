@@ -47,12 +47,24 @@ class Shelf:
     current: Model | None = None
 
     def settle(self) -> None:
-        """After any change: choose the version that answers where none is named: the pinned one, else the newest."""
+        """After any change: choose the version that answers where none is named: the pinned one, else the newest.
+
+        A pin to a version that is not loaded leaves the one that answers in its place.
+        """
+        if self.routing.pin not in (None, *self.loaded) and self.current in self.loaded.values():
+            return
         canary, shadow = self.routing.canary, self.routing.shadow
         held_back = {canary.version if canary else None, shadow.version if shadow else None}
         settled = self.loaded.keys() - held_back or self.loaded.keys()
         version = self.routing.pin if self.routing.pin in self.loaded else max(settled, default=None)
         self.current = None if version is None else self.loaded[version]
+
+    def held(self) -> set[int]:
+        """Versions that answer in the place of others which the routing names and which are not loaded."""
+        held = set(self.labels.values())
+        if self.routing.pin not in (None, *self.loaded) and self.current is not None:
+            held.add(self.current.manifest.version)
+        return held
 
     def choose(self, request: bytes | Callable[[], bytes] | None) -> Model | None:
         """The model for a request that names no version.

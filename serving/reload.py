@@ -71,6 +71,8 @@ class Reloader:
         folders = await loop.run_in_executor(self._thread, self._repository.folders)
         routings = await loop.run_in_executor(self._thread, self._routings, folders)
         for name, versions in folders.items():
+            # Before a version is loaded: it may be one that must not answer everybody.
+            self._apply_routings({name: routings[name]})
             for version in sorted(self._wanted(name, versions, routings[name])):
                 await self._load(name, version, versions[version])
             self._apply_routings({name: routings[name]})
@@ -132,6 +134,7 @@ class Reloader:
         for name, shelf in self._registry.shelves.items():
             versions = folders.get(name, {})
             wanted = self._wanted(name, versions, routings[name]) if name in folders else set()
+            wanted |= shelf.held() & versions.keys()
             keep = {version for version in shelf.loaded if version in wanted} or newest(shelf.loaded, 1)
             for version in [version for version in shelf.loaded if version not in keep]:
                 log.info("version retired", model=name, version=version)

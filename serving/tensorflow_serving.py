@@ -31,7 +31,7 @@ from serving.errors import (
     VersionNotFound,
 )
 from serving.graph import Arrays
-from serving.instances import NotPlain, plain_tensor
+from serving.instances import OVERFLOW, NotPlain, plain_tensor
 from serving.registry import Status
 from serving.runtime import Model
 from serving.web import Request, Response, json_response, read_json
@@ -47,7 +47,6 @@ _STATUS = re.compile(r"/v1/models(?:/([^/:]+))?(?:/versions/(\d+)|/labels/([^/:]
 _SCALARS = (contract.NUM_SAMPLES, contract.SEED)
 # TensorFlow's own limit is 254.
 _MAX_RANK = 64
-_FLOAT32_LIMIT = float(2**128 - 2**103)
 
 
 class TensorFlowServing:
@@ -360,8 +359,9 @@ def _check_type(item: SignatureTensor, value: Any) -> None:
         limits = np.iinfo(dtype)
         if not limits.min <= value <= limits.max:
             raise InvalidRequest(f"JSON Value: {_shown(value)} Type: Number is not of expected type: {dtype}")
-    elif dtype == "float32" and (type(value) is int or math.isfinite(value)) and not abs(value) < _FLOAT32_LIMIT:
-        raise InvalidRequest(f"Cannot convert JSON value: {_shown(value)} to float without loss of precision.")
+    elif dtype in OVERFLOW and (type(value) is int or math.isfinite(value)) and not abs(value) < OVERFLOW[dtype]:
+        kind = {"float64": "double", "float16": "half"}.get(dtype, "float")
+        raise InvalidRequest(f"Cannot convert JSON value: {_shown(value)} to {kind} without loss of precision.")
 
 
 def _leaves(value: Any, depth: int) -> list[Any]:

@@ -230,6 +230,12 @@ def test_a_length_said_twice_is_refused(connection):
     assert connection.ask(request(b"{}", headers="Content-Length: 5\r\n"))[0] == 400
 
 
+def test_a_length_of_thousands_of_digits_is_refused(connection):
+    head = request(b"{}").replace(b"Content-Length: 2", b"Content-Length: " + b"0" * 4_400 + b"2")
+    assert len(head) > 4_400
+    assert connection.ask(head)[0] == 400
+
+
 def test_work_is_given_up_when_its_client_goes_away(served, port, trained):
     body = {"instances": trained.instances[:30], "num_samples": 10_000, "seed": 1}
     content = request(body, "/uncertainty")

@@ -466,6 +466,22 @@ def test_an_answer_that_is_not_read_is_given_up(impatient):
         wait_for(lambda: impatient.server.open_calls == 0, "an idle server")
 
 
+def test_a_client_that_talks_of_other_things_does_not_keep_an_answer(impatient):
+    with Client(impatient.port, window=0) as greedy:
+        stream = greedy.begin("echo")
+        greedy.say(stream, message(b"a"))
+        greedy.socket.settimeout(0.1)
+        ends = time.monotonic() + 20 * SHORT_PATIENCE_S
+        is_reset = False
+        while not is_reset and time.monotonic() < ends:
+            # More room on the connection, none for the stream.
+            greedy.http.increment_flow_control_window(1)
+            greedy.flush()
+            with contextlib.suppress(TimeoutError):
+                is_reset = any(isinstance(event, h2.events.StreamReset) for event in greedy.events())
+        assert is_reset
+
+
 def test_a_stream_of_answers_that_is_not_read_is_given_up(impatient):
     with Client(impatient.port, window=0) as greedy:
         stream = greedy.begin("chat")

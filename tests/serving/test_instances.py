@@ -1,6 +1,7 @@
 """Reading rows for every kind of input, from manifests alone."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,6 +146,14 @@ def test_a_wrong_image_is_refused_by_its_place(pixels, named):
     with pytest.raises(InvalidInstance) as refused:
         reader(IMAGE).read([good, pixels])
     assert f"row 1, {named}" in str(refused.value)
+
+
+def test_an_object_of_inputs_holds_no_other():
+    instance: Any = [1.0, 2.0, 3.0]
+    for _ in range(600):
+        instance = {"features": instance}
+    with pytest.raises(InvalidInstance, match="found an object of the model's inputs within another"):
+        reader(TABLE).read([instance])
 
 
 def test_a_free_axis_may_have_any_length_that_all_rows_share():

@@ -67,6 +67,13 @@ def test_server_health_and_model_metadata(client):
     assert client.get("/v2/models/sonar/ready").json() == {"name": "sonar", "ready": True}
 
 
+@pytest.mark.parametrize("found", [1, ["a"], {"a": 1}, 2**65])
+def test_an_id_that_is_no_text_is_refused(client, trained, found):
+    answer = client.post(INFER, content=json.dumps(body(trained.rows[:1]) | {"id": found}).encode())
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("id: found ")
+
+
 def test_infer_equals_the_trained_network_nested_or_flat(client, trained):
     rows = trained.rows[:5]
     nested = client.post(INFER, json=body(rows, id="42"))

@@ -285,6 +285,28 @@ def test_labels_pins_and_canaries_follow_the_file(repository, served):
     wait_for(lambda: version_of(served, repository) == 4, "version 4 again")
 
 
+def test_a_label_or_a_pin_to_a_broken_version_leaves_the_good_one(repository, served):
+    """Versions 1, labelled, and 2, pinned, are no newest ones: only the routing keeps them."""
+    routing = repository.root / "sonar" / "routing.json"
+    for _ in range(4):
+        repository.publish()
+    (repository.root / "sonar" / "3" / "saved_model.pb").write_bytes(b"no graph")
+    wait_for(lambda: version_of(served, repository) == 5, "version 5")
+
+    def labelled() -> str:
+        answer = served.get("/v1/models/sonar/labels/stable").json()
+        return answer["model_version_status"][0]["version"] if "error" not in answer else answer["error"]
+
+    routing.write_text(json.dumps({"labels": {"stable": 1}, "pin": 2}))
+    wait_for(lambda: version_of(served, repository) == 2 and labelled() == "1", "the pin and the label")
+    routing.write_text(json.dumps({"labels": {"stable": 3}, "pin": 3}))
+    wait_for(lambda: status_of(served, 3)[0] == "END", "the refusal of version 3")
+    # Several looks at the repository.
+    for _ in range(20):
+        assert (version_of(served, repository), labelled()) == (2, "1")
+        time.sleep(float(POLL_S) / 2)
+
+
 def test_a_start_passes_over_a_broken_newest_version(repository, tmp_path):
     repository.publish()
     (repository.root / "sonar" / "2" / "saved_model.pb").unlink()
