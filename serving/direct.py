@@ -24,7 +24,7 @@ from serving.core import Pending
 from serving.entrance import Entrance
 from serving.errors import BodyTooLarge
 from serving.observer import Exchange, Observer
-from serving.web import GONE, JSON_TYPE, Response, error_response, json_response, read_object
+from serving.web import GONE, JSON_TYPE, LENGTH_DIGITS, Response, error_response, json_response, read_object
 
 # The longest request that is answered here, in bytes: of a longer one the network takes most of the time anyway.
 LONGEST = 2**16
@@ -34,8 +34,6 @@ PATIENCE_S = 0.05
 KEPT_HEADS = 256
 LONGEST_KEPT_HEAD = 2**11
 
-# Digits of a length that is looked at: a longer number is none of a request's.
-_LENGTH_DIGITS = 19
 _HEAD_END = b"\r\n\r\n"
 # What a request may say of itself besides what is looked at; with anything else it is uvicorn's.
 _LENGTH, _TYPE, _CONNECTION = b"content-length", b"content-type", b"connection"
@@ -107,7 +105,7 @@ class _HeadReader:
             return None
         headers = self._headers
         length = headers.get(_LENGTH, b"")
-        if not (self._is_complete and self._is_plain and length.isdigit() and len(length) <= _LENGTH_DIGITS):
+        if not (self._is_complete and self._is_plain and length.isdigit() and len(length) <= LENGTH_DIGITS):
             return None
         if headers.get(_CONNECTION, b"keep-alive").lower() != b"keep-alive":
             return None

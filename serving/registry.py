@@ -51,7 +51,7 @@ class Shelf:
 
         A pin to a version that is not loaded leaves the one that answers in its place.
         """
-        if self.routing.pin not in (None, *self.loaded) and self.current in self.loaded.values():
+        if self._lacks_pin and self.current in self.loaded.values():
             return
         canary, shadow = self.routing.canary, self.routing.shadow
         held_back = {canary.version if canary else None, shadow.version if shadow else None}
@@ -59,10 +59,15 @@ class Shelf:
         version = self.routing.pin if self.routing.pin in self.loaded else max(settled, default=None)
         self.current = None if version is None else self.loaded[version]
 
+    @property
+    def _lacks_pin(self) -> bool:
+        """Whether a version is pinned that is not loaded."""
+        return self.routing.pin is not None and self.routing.pin not in self.loaded
+
     def held(self) -> set[int]:
         """Versions that answer in the place of others which the routing names and which are not loaded."""
         held = set(self.labels.values())
-        if self.routing.pin not in (None, *self.loaded) and self.current is not None:
+        if self._lacks_pin and self.current is not None:
             held.add(self.current.manifest.version)
         return held
 

@@ -53,7 +53,7 @@ Header = tuple[bytes, bytes]
 # The status of a request whose client went away, for logs: nobody reads it.
 GONE = "499"
 # Of a body's length that are read: Python reads no more than 4,300 of them.
-_LENGTH_DIGITS = 19
+LENGTH_DIGITS = 19
 
 Outcome = TypeVar("Outcome")
 
@@ -162,7 +162,7 @@ class Request:
         if encoding not in (None, "identity"):
             raise UnsupportedContentType(f"content-encoding: {encoding}", "a body that is not compressed")
         declared = self.header(b"content-length") or ""
-        if declared.isdecimal() and int(declared[:_LENGTH_DIGITS]) > self._entrance.max_body_bytes:
+        if declared.isdecimal() and int(declared[:LENGTH_DIGITS]) > self._entrance.max_body_bytes:
             raise BodyTooLarge(self._entrance.max_body_bytes)
         reading = _Reading(asyncio.current_task(self._entrance.loop))
         self._entrance.bodies.begin(reading, reading.give_up)
