@@ -29,7 +29,7 @@ _BATCH = 256
 _BATCH_NUMBERS = 2**24
 
 # What NumPy and zipfile raise on a file that is damaged, encrypted or compressed in another way.
-_DAMAGED = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+DAMAGED = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 # A computation of the network: its flat inputs in, tensors with rows first out.
 Answer = Callable[[list[tf.Tensor]], dict[str, tf.Tensor]]
@@ -60,7 +60,7 @@ class Holdout:
                 file = np.load(stream, allow_pickle=False)
                 if isinstance(file, np.lib.npyio.NpzFile):
                     return cls(path, {name: file[name] for name in file.files})
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise HoldoutError(path, f"cannot be read ({' '.join(str(error).split())[:200]}); {wanted}") from error
         raise HoldoutError(path, f"holds one array without a name; {wanted}")
 

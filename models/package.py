@@ -9,7 +9,6 @@ import functools
 import json
 import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ import tensorflow as tf
 from models.artifact import publish
 from models.calibration_settings import AS_USUAL, CalibrationSettings, SettingsError
 from models.contract import DEFAULT_NUM_SAMPLES, DEFAULT_SEED, ArtifactError, Masks, Precision, Task, check_name
-from models.holdout import Holdout
+from models.holdout import DAMAGED, Holdout
 from models.stochastic import walk
 
 KERAS_SUFFIX = ".keras"
@@ -126,7 +125,7 @@ def _configuration(path: Path) -> _Configuration:
             return _keras_configuration(path)
         if suffix in HDF5_SUFFIXES:
             return _hdf5_configuration(path)
-    except (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGED as error:
         raise PackageError(
             path, f"not an intact Keras file ({_reason(error)}); wanted what model.save() wrote"
         ) from error
