@@ -22,7 +22,7 @@ import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from models.contract import ABSTAIN, Abstention, ModelOutput
+from models.contract import ABSTAIN
 from serving import drift
 from serving.graph import Arrays
 from serving.prediction_sets import withheld
@@ -191,6 +191,8 @@ class Metrics(Collector):
     def drawn(self, model: Model, arrays: Arrays, rows: int, default_draws: bool) -> None:
         """Statistics of draws of some rows. default_draws: as many as the reference was made with."""
         kept = {tensor: arrays[tensor] for tensor in model.watched_tensors}
+        if not kept:
+            return
         self._pending.setdefault(model, []).append((kept, default_draws))
         self._pending_rows += rows
         if self._pending_rows >= PENDING_ROWS:
@@ -281,30 +283,30 @@ class Metrics(Collector):
         """Count the statistics that were kept aside."""
         pending, self._pending, self._pending_rows = self._pending, {}, 0
         for model, parts in pending.items():
+            arrays = {name: np.concatenate([own[name] for own, _ in parts]) for name in parts[0][0]}
+            # Of each row, whether it had as many draws as the reference.
+            usual = np.concatenate([np.full(len(next(iter(own.values()))), default) for own, default in parts])
             for output, statistics in model.watched:
                 labels = (*model.identity, output.name)
                 for statistic, tensor in statistics:
-                    self.observe_all(f"dropserve_{statistic}", labels, _values(tensor, (arrays for arrays, _ in parts)))
+                    values = arrays[tensor]
+                    # Answers that were refused are not finite.
+                    known = np.isfinite(values)
+                    self.observe_all(f"dropserve_{statistic}", labels, values[known])
                     window = self._windows.get((*labels, statistic))
                     if window is not None:
-                        usual = _values(tensor, (arrays for arrays, default_draws in parts if default_draws))
-                        window.add(usual, self._window_rows)
+                        window.add(values[known & usual], self._window_rows)
 
             for output, abstention in model.sets.at().decisions:
-                self._decide((*model.identity, output.name), output, abstention, parts)
+                self._decide((*model.identity, output.name), withheld(output, abstention, arrays), usual)
 
-    def _decide(
-        self, labels: Labels, output: ModelOutput, abstention: Abstention, parts: list[tuple[Arrays, bool]]
-    ) -> None:
+    def _decide(self, labels: Labels, decisions: np.ndarray, usual: np.ndarray) -> None:
         """Count which answers of an output were withheld."""
-        decided = [(withheld(output, abstention, arrays), default_draws) for arrays, default_draws in parts]
-        every = np.concatenate([values for values, _ in decided])
-        self.count("dropserve_decisions", (*labels, "true"), int(every.sum()))
-        self.count("dropserve_decisions", (*labels, "false"), int((~every).sum()))
+        self.count("dropserve_decisions", (*labels, "true"), int(decisions.sum()))
+        self.count("dropserve_decisions", (*labels, "false"), int((~decisions).sum()))
         window = self._windows.get((*labels, ABSTAIN))
         if window is not None:
-            usual = np.concatenate([np.empty(0), *(values for values, default_draws in decided if default_draws)])
-            window.add(usual, self._window_rows)
+            window.add(decisions[usual], self._window_rows)
 
     def observe_all(self, family: str, labels: Labels, values: np.ndarray) -> None:
         """Many observations at once."""
@@ -361,12 +363,6 @@ class Metrics(Collector):
                 else:
                     alive = True
                 yield orjson.loads(path.read_bytes()), alive
-
-
-def _values(tensor: str, parts: Iterable[Arrays]) -> np.ndarray:
-    """One tensor's values in all rows; those of answers that were refused, as they are not finite, left out."""
-    values = np.concatenate([np.empty(0), *(arrays[tensor] for arrays in parts)])
-    return values[np.isfinite(values)]
 
 
 def _merge(into: Shelves, others: Iterable[tuple[Iterable[str], Cells]]) -> None:

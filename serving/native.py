@@ -24,6 +24,7 @@ UNCERTAINTY_FIELDS = (INSTANCES, "num_samples", "seed", "tolerance", "max_sample
 _INT64 = range(-(2**63), 2**63)
 # A tolerance is a float32 in the graph.
 TOLERANCE_LIMIT = 3.4e38
+_NOTHING = Asked()
 
 
 class Native:
@@ -71,6 +72,9 @@ class Native:
 
 def read_asked(content: dict[str, Any], max_num_samples: int) -> Asked:
     """How uncertainty is asked for; raises InvalidField for a value of the wrong type or out of range."""
+    if len(content) == 1:
+        # The rows, as most requests have it.
+        return _NOTHING
     draws = range(MIN_NUM_SAMPLES, max_num_samples + 1)
     asked = Asked(
         num_samples=_integer(content, "num_samples", draws),
