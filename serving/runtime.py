@@ -31,7 +31,10 @@ WARMUP_REPEATS = 3
 
 @dataclass
 class Cost:
-    """How long a call takes: `fixed + variable x (rows x draws)`, measured when the model was warmed up. Seconds."""
+    """How long a call takes: `fixed + variable x (rows x draws)`, measured when the model was warmed up. Seconds.
+
+    A row that is longer than the warm-up's counts as so many rows as it is times longer.
+    """
 
     fixed: float = 0.0
     variable: float = 0.0
@@ -87,9 +90,20 @@ class Model:
         return self._graph.signature_defs
 
     @cached_property
-    def free_inputs(self) -> tuple[str, ...]:
-        """Inputs whose rows may differ in shape from request to request."""
-        return tuple(item.name for item in self.manifest.inputs if None in item.shape)
+    def free_inputs(self) -> dict[str, int]:
+        """Inputs whose rows may differ in shape from request to request: how many values a row of the warm-up has."""
+        free = [item.name for item in self.manifest.inputs if None in item.shape]
+        return {name: max(1, self.warmup_inputs(1)[name].size) for name in free}
+
+    def row_length(self, inputs: Arrays) -> float:
+        """How many times longer rows are than those that `costs` were measured with; at least 1.
+
+        inputs: [N, ...] by name. Of several free inputs the one counts that has grown most: any of them may be what
+        the work is spent on.
+        """
+        rows = len(next(iter(inputs.values())))
+        grown = [inputs[name].size / (rows * measured) for name, measured in self.free_inputs.items()]
+        return max(1.0, *grown)
 
     @cached_property
     def watched(self) -> tuple[tuple[contract.ModelOutput, list[tuple[str, str]]], ...]:

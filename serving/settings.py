@@ -80,7 +80,8 @@ class Settings(BaseSettings):
     """Most draws for one row. More are refused (400)."""
 
     max_row_draws: int = Field(default=2_000_000, gt=0)
-    """Most rows x draws in one request: what bounds its computing time. More are refused (400)."""
+    """Most rows x draws in one request: what bounds its computing time. More are refused (400). Here and below, where
+    rows have a free axis, one that is longer than the artifact's example counts as so many rows."""
 
     max_queue: int = Field(default=2_000, gt=0)
     """Most requests waiting for the model. The next one is refused (429)."""

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import os
 import sys
+import threading
 import time
 from typing import Any
 
@@ -13,10 +14,10 @@ import pytest
 
 from models.artifact import publish
 from serving.batcher import DRAWS_NICENESS, Batcher, Call
-from serving.errors import DeadlineExceeded, InvalidRequest, QueueFull, Unavailable
+from serving.errors import DeadlineExceeded, InvalidField, InvalidRequest, QueueFull, Unavailable
 from serving.graph import Arrays
 from serving.metrics import Metrics
-from serving.runtime import Model
+from serving.runtime import Cost, Model
 from serving.settings import Settings
 
 
@@ -25,9 +26,11 @@ class CountedModel(Model):
     """The real model, with a count of the rows of each call."""
 
     calls: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+    threads: list[threading.Thread] = dataclasses.field(default_factory=list)
 
     def run(self, function, arguments) -> Arrays:
         outputs = super().run(function, arguments)
+        self.threads.append(threading.current_thread())
         self.calls.append((function, len(next(iter(outputs.values())))))
         return outputs
 
@@ -40,6 +43,25 @@ def model(trained) -> CountedModel:
 @pytest.fixture(autouse=True)
 def forget_calls(model):
     model.calls.clear()
+
+
+EXAMPLE_STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def signals(tmp_path_factory) -> CountedModel:
+    """A model of sequences of any length, measured with ten steps."""
+    steps = keras.Input((None, 1), name="steps")
+    hidden = keras.layers.Dropout(0.5)(keras.layers.Conv1D(4, 3, padding="same", activation="relu")(steps))
+    hidden = keras.layers.GlobalAveragePooling1D()(hidden)
+    network = keras.Model(steps, keras.layers.Dense(2, activation="softmax", name="kind")(hidden))
+    examples = [[[0.5]] * EXAMPLE_STEPS]
+    repository = tmp_path_factory.mktemp("signals")
+    return CountedModel.load(publish(network, name="signals", repository=repository, examples=examples))
+
+
+def signals_of(rows: int, steps: int) -> Arrays:
+    return {"steps": np.random.default_rng(steps).normal(size=(rows, steps, 1)).astype(np.float32)}
 
 
 def batcher_of(**settings: Any) -> Batcher:
@@ -301,3 +323,71 @@ def test_a_request_that_the_model_refuses_does_not_fail_its_batch_mates(tmp_path
     expected = network.predict(np.array([[0, 1], [2, 3]]), verbose=0)
     np.testing.assert_allclose(good["probabilities"], expected[:1], atol=1e-6)
     np.testing.assert_allclose(also_good["probabilities"], expected[1:], atol=1e-6)
+
+
+@pytest.mark.parametrize("function", ["serving_default", "mc_sample"])
+def test_a_call_of_long_rows_does_not_hold_the_event_loop(signals, function):
+    # What the warm-up measured, on a machine that is always the same: a microsecond for a row-draw.
+    signals.costs[function] = Cost(variable=1e-6)
+    call = predict(signals) if function == "serving_default" else draw(signals, 10)
+    rows = 100 // call.draws
+
+    async def main():
+        batcher = batcher_of(inline_ms=0.15)
+        signals.threads.clear()
+        for steps in (3, EXAMPLE_STEPS, 5 * EXAMPLE_STEPS):
+            await batcher.submit(call, signals_of(rows, steps))
+        batcher.close()
+
+    asyncio.run(main())
+    # Shorter than the example, as long, longer.
+    assert [thread is threading.main_thread() for thread in signals.threads] == [True, True, False]
+
+
+def test_long_rows_fill_a_call_sooner(signals):
+    async def main():
+        batcher = batcher_of(batch_rows=40, batch_row_draws=4_000)
+        signals.calls.clear()
+        long = [signals_of(10, 2 * EXAMPLE_STEPS) for _ in range(4)]
+        usual = [signals_of(10, EXAMPLE_STEPS) for _ in range(4)]
+        answers = await asyncio.gather(*[batcher.submit(predict(signals), inputs) for inputs in (*long, *usual)])
+        await asyncio.gather(*[batcher.submit(draw(signals, 100), inputs) for inputs in long])
+        # A row is never cut, whatever its length.
+        await batcher.submit(predict(signals), signals_of(2, 100 * EXAMPLE_STEPS))
+        batcher.close()
+        return answers
+
+    answers = asyncio.run(main())
+    predictions = [rows for function, rows in signals.calls if function == "serving_default"]
+    assert sorted(predictions) == [1, 1, 20, 20, 40]
+    assert [rows for function, rows in signals.calls if function == "mc_sample"] == [20, 20]
+    alone = signals.run("serving_default", signals_of(10, 2 * EXAMPLE_STEPS))
+    np.testing.assert_allclose(answers[3]["probabilities"], alone["probabilities"], atol=1e-6)
+
+
+def test_long_rows_fill_the_queue_sooner(signals):
+    async def main():
+        batcher = batcher_of(max_queue_row_draws=1_000)
+        work = [batcher.submit(draw(signals, 10), signals_of(10, EXAMPLE_STEPS))]
+        with pytest.raises(QueueFull):
+            batcher.submit(draw(signals, 10), signals_of(10, 10 * EXAMPLE_STEPS))
+        work.append(batcher.submit(draw(signals, 10), signals_of(10, 9 * EXAMPLE_STEPS)))
+        assert batcher.open_row_draws == 1_000
+        await asyncio.gather(*work)
+        assert batcher.open_row_draws == 0
+        batcher.close()
+
+    asyncio.run(main())
+
+
+def test_rows_that_are_too_long_together_are_refused(signals):
+    async def main():
+        batcher = batcher_of(max_row_draws=1_000)
+        await batcher.submit(draw(signals, 10), signals_of(10, 10 * EXAMPLE_STEPS))
+        found = r"10 rows x 10 draws of rows 10\.1 times as long as the model's example, wanted .* at most 1000"
+        with pytest.raises(InvalidField, match=found):
+            batcher.submit(draw(signals, 10), signals_of(10, 10 * EXAMPLE_STEPS + 1))
+        assert batcher.open_requests == 0
+        batcher.close()
+
+    asyncio.run(main())
