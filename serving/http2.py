@@ -361,7 +361,7 @@ class Http2:
         if len(entries) != before[0] or (entries and entries[0] is not before[1]):
             # With another table the same bytes mean something else; and these change it again each time.
             self._blocks.clear()
-        elif len(block) <= LONGEST_KEPT_BLOCK:
+        elif len(block) <= LONGEST_KEPT_BLOCK and not _changes_table_size(block):
             if len(self._blocks) >= KEPT_BLOCKS:
                 self._blocks.clear()
             self._blocks[block] = found
@@ -489,6 +489,11 @@ def _frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
     return b"".join(
         (len(content).to_bytes(3, "big"), bytes((kind, flags)), stream.to_bytes(4, "big"), content),
     )
+
+
+def _changes_table_size(block: bytes) -> bool:
+    """Whether a header block begins with a new size of HPACK's table, which it sets again each time (RFC 7541, 6.3)."""
+    return bool(block) and block[0] & 0xE0 == 0x20
 
 
 def _unpadded(flags: int, content: _Content) -> _Content:

@@ -130,6 +130,18 @@ def test_headers_mean_what_was_meant_whatever_the_table_holds(said):
         assert server.headers[2 * stream + 1] == dict(headers)
 
 
+def test_a_new_size_of_the_table_counts_each_time_that_it_is_said():
+    """Bytes that have come before, and change nothing in an empty table but how much goes into it."""
+    small, large = b"\x3f\x45", b"\x3f\xe1\x1f"  # 100 and 4,096 bytes
+    plain = encoded([(b"a", b"1")])
+    entries = [b"\x40\x01" + name + b"\x14" + name * 20 for name in (b"b", b"c")]  # 53 bytes in the table, each
+    server = Echo()
+    server.http.receive(START)
+    for place, block in enumerate([large + plain, small + plain, large + plain, *entries, b"\xbf"]):
+        server.http.receive(frame(Kind.HEADERS, END_HEADERS | END_STREAM, 2 * place + 1, block))
+    assert server.headers[11] == {b"b": b"b" * 20}, "the table's second entry"
+
+
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 200), max_size=50), st.integers(0, 1))
 def test_bytes_may_be_cut_anywhere(sizes, is_reset):
