@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -249,6 +250,7 @@ class Core:
                 return self._sample(model, inputs, num_samples, seed)
             case contract.MC_DRAWS:
                 self._check_rows(inputs, num_samples)
+                self._check_answer(model, inputs, num_samples)
                 scalars = ((contract.NUM_SAMPLES, num_samples), (contract.SEED, seed))
                 return self._submit(Call(model, contract.MC_DRAWS, scalars, num_samples), inputs)
         raise InvalidField("signature", quote(signature), f"one of {choices(contract.SIGNATURES)}")
@@ -299,6 +301,19 @@ class Core:
                 "num_samples",
                 f"{rows} rows x {draws} draws",
                 f"rows x draws of at most {self.settings.max_row_draws} in one request",
+            )
+
+    def _check_answer(self, model: Model, inputs: Arrays, draws: int) -> None:
+        """Raise InvalidField where every draw of every row, as `mc_draws` gives them, would be too long an answer."""
+        rows = len(next(iter(inputs.values())))
+        # An answer with free axes has them from its rows.
+        values = math.ceil(model.draw_values * model.row_length(inputs))
+        if rows * draws * values > self.settings.max_drawn_values:
+            raise InvalidField(
+                "num_samples",
+                f"{rows} rows x {draws} draws x {values} values a draw",
+                f"at most {self.settings.max_drawn_values} values in one answer: fewer rows or draws, or signature "
+                f"{contract.MC_SAMPLE}, whose answers do not grow with the draws",
             )
 
 

@@ -70,6 +70,8 @@ class Model:
     reader: InstanceReader
     _graph: Graph = field(repr=False)
     costs: dict[str, Cost] = field(default_factory=dict)
+    draw_values: int = 0
+    """Values of one draw of one row in the answers of `mc_draws`, as the warm-up has seen them."""
 
     @property
     def name(self) -> str:
@@ -103,7 +105,7 @@ class Model:
         """
         rows = len(next(iter(inputs.values())))
         grown = [inputs[name].size / (rows * measured) for name, measured in self.free_inputs.items()]
-        return max(1.0, *grown)
+        return max([1.0, *grown])
 
     @cached_property
     def watched(self) -> tuple[tuple[contract.ModelOutput, list[tuple[str, str]]], ...]:
@@ -184,6 +186,9 @@ class Model:
             seconds = [self._measure(function, {**self.warmup_inputs(rows), **scalars}) for rows in WARMUP_ROWS]
             variable = max(0.0, (seconds[1] - seconds[0]) / ((WARMUP_ROWS[1] - WARMUP_ROWS[0]) * draws))
             self.costs[function] = Cost(fixed=max(0.0, seconds[0] - variable * draws), variable=variable)
+        if contract.MC_DRAWS in functions:
+            drawn = self.run(contract.MC_DRAWS, {**self.warmup_inputs(1), **settings})
+            self.draw_values = sum(values.size for values in drawn.values()) // self.manifest.num_samples
 
     def _measure(self, function: str, arguments: Mapping[str, Any]) -> float:
         """Seconds of the fastest of a few calls, after one that is not counted."""

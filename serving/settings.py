@@ -83,6 +83,10 @@ class Settings(BaseSettings):
     """Most rows x draws in one request: what bounds its computing time. More are refused (400). Here and below, where
     rows have a free axis, one that is longer than the artifact's example counts as so many rows."""
 
+    max_drawn_values: int = Field(default=2**24, gt=0)
+    """Most values in one answer of signature `mc_draws`: rows x draws x what a draw gives for one row, as many as there
+    are classes. They are 64 MiB as float32, and several times as much as JSON. More are refused (400)."""
+
     max_queue: int = Field(default=2_000, gt=0)
     """Most requests waiting for the model. The next one is refused (429)."""
 

@@ -6,11 +6,14 @@ import time
 from collections.abc import Iterator
 
 import httpx
+import keras
+import numpy as np
 import orjson
 import pytest
 
+from models.artifact import publish
 from tests.process import bentoml_serve
-from tests.serving.versions import wait_for
+from tests.serving.versions import publish_as, wait_for
 
 LIMITS = {
     "DROPSERVE_MAX_CONCURRENCY": "3",
@@ -22,15 +25,22 @@ LIMITS = {
     "DROPSERVE_MAX_QUEUE_ROW_DRAWS": str(10**9),
     "DROPSERVE_MAX_NUM_SAMPLES": "1000000",
     "DROPSERVE_MAX_BODY_BYTES": "400000",
+    "DROPSERVE_MAX_DRAWN_VALUES": "1200",
+    "DROPSERVE_MODEL": "sonar",
 }
 HALF = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{"
 
 
 @pytest.fixture(scope="module")
 def client(trained, tmp_path_factory) -> Iterator[httpx.Client]:
-    log = tmp_path_factory.mktemp("limits") / "log"
+    repository, log = tmp_path_factory.mktemp("limited"), tmp_path_factory.mktemp("limits") / "log"
+    publish_as(trained.folder, repository, 1)
+    # A class of three for each step of a sequence of any length.
+    steps = keras.Input((None, 2), name="steps")
+    classes = keras.layers.Dense(3, activation="softmax", name="class")(keras.layers.Dropout(0.3)(steps))
+    publish(keras.Model(steps, classes), name="steps", repository=repository)
     with (
-        bentoml_serve(trained.repository, log, **LIMITS) as served,  # type: ignore[arg-type]
+        bentoml_serve(repository, log, **LIMITS) as served,  # type: ignore[arg-type]
         httpx.Client(base_url=served.url, timeout=60) as connection,
     ):
         yield connection
@@ -99,6 +109,11 @@ def test_work_beyond_the_deadline_is_given_up_and_work_beyond_the_queue_refused(
     assert statuses == [504]
 
 
+def wait_for_an_empty_queue(client: httpx.Client) -> None:
+    """What an earlier test gave up holds the only place in the queue until its call ends."""
+    wait_for(lambda: "dropserve_open_requests 0.0" in client.get("/metrics").text, "an empty queue")
+
+
 @pytest.mark.parametrize(
     ("rows", "fields", "status", "said"),
     [
@@ -108,11 +123,33 @@ def test_work_beyond_the_deadline_is_given_up_and_work_beyond_the_queue_refused(
     ],
 )
 def test_rows_and_draws(client, trained, rows, fields, status, said):
-    # What an earlier test gave up holds the only place in the queue until its call ends.
-    wait_for(lambda: "dropserve_open_requests 0.0" in client.get("/metrics").text, "an empty queue")
+    wait_for_an_empty_queue(client)
     answer = client.post("/uncertainty", json={"instances": (trained.instances * 2)[:rows], **fields})
     assert answer.status_code == status
     assert said in answer.json()["error"]
+
+
+def draws_of(client: httpx.Client, model: str, name: str, rows: list, num_samples: int) -> httpx.Response:
+    inputs = {name: rows, "num_samples": num_samples, "seed": 1}
+    return client.post(f"/v1/models/{model}:predict", json={"signature_name": "mc_draws", "inputs": inputs})
+
+
+@pytest.mark.parametrize(
+    ("model", "rows", "num_samples", "values"),
+    [("sonar", 3, 200, 2), ("steps", 2, 10, 60)],
+    ids=["fixed rows", "rows of any length"],
+)
+def test_an_answer_with_every_draw_has_so_many_values_and_no_more(client, trained, model, rows, num_samples, values):
+    wait_for_an_empty_queue(client)
+    name = "features" if model == "sonar" else "steps"
+    given = trained.instances[:rows] if model == "sonar" else [[[0.5, 1.0]] * 20] * rows
+    answer = draws_of(client, model, name, given, num_samples)
+    assert answer.status_code == 200
+    assert np.size(answer.json()["outputs"]) == rows * num_samples * values == 1_200
+    refused = draws_of(client, model, name, given, num_samples + 1)
+    assert refused.status_code == 400
+    found = f"num_samples: found {rows} rows x {num_samples + 1} draws x {values} values a draw, wanted at most 1200"
+    assert found in refused.json()["error"]
 
 
 def test_a_body_that_is_too_long(client):
