@@ -16,19 +16,18 @@ from typing import Any, NamedTuple, cast
 
 import httptools
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from serving.core import Pending
 from serving.entrance import Entrance
 from serving.errors import BodyTooLarge
+from serving.heads import TimedH11, TimedHttpTools
 from serving.observer import Exchange, Observer
 from serving.web import GONE, JSON_TYPE, LENGTH_DIGITS, Response, error_response, json_response, read_object
 
 # The longest request that is answered here, in bytes: of a longer one the network takes most of the time anyway.
 LONGEST = 2**16
-# How long the rest of a request is waited for before uvicorn, which has timeouts, is given what there is, in seconds.
+# How long the rest of a request is waited for before uvicorn, where it has limits, is given what there is, in seconds.
 PATIENCE_S = 0.05
 # Heads of requests that are kept, as clients send the same one over and over, and the longest of them, in bytes.
 KEPT_HEADS = 256
@@ -145,8 +144,10 @@ class DirectProtocol(asyncio.Protocol):
         self._is_writable = True
         self._ends = False
         self._patience: asyncio.TimerHandle | None = None
-        # One timer a connection, which looks how long it has been idle: one a request would cost more.
-        self._idle_since = 0.0
+        # One timer a connection, which looks how long it has been idle: one a request would cost more. Until the first
+        # answer nothing may have come, which nobody keeps a connection open for.
+        self._idle_since = self._loop.time()
+        self._idle_limit_s = direct.entrance.body_timeout_s
         self._idle: asyncio.TimerHandle | None = None
 
     # What the transport calls.
@@ -154,6 +155,7 @@ class DirectProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._state.connections.add(self)  # type: ignore[arg-type]
+        self._idle = self._loop.call_later(self._idle_limit_s, self._close_if_idle)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._let_go()
@@ -268,8 +270,7 @@ class DirectProtocol(asyncio.Protocol):
             self._transport.close()
             return
         self._idle_since = self._loop.time()
-        if self._idle is None:
-            self._idle = self._loop.call_later(self._config.timeout_keep_alive, self._close_if_idle)
+        self._idle_limit_s = self._config.timeout_keep_alive
         if self._held:
             # Not from here: many requests in a row would be as many calls inside of one another.
             self._loop.call_soon(self._go_on)
@@ -300,8 +301,8 @@ class DirectProtocol(asyncio.Protocol):
         self._let_go()
         head, _, _ = data.partition(_HEAD_END)
         # Of a request that asks for another protocol, as Java's own client does for HTTP/2, httptools loses the body.
-        kind = H11Protocol if _UPGRADE.search(head) is not None else HttpToolsProtocol
-        protocol = kind(self._config, self._state, self._app_state, self._loop)
+        kind = TimedH11 if _UPGRADE.search(head) is not None else TimedHttpTools
+        protocol = kind(self._direct.entrance.heads, self._config, self._state, self._app_state, self._loop)
         self._transport.set_protocol(protocol)
         self._transport.resume_reading()
         protocol.connection_made(self._transport)
@@ -309,9 +310,8 @@ class DirectProtocol(asyncio.Protocol):
 
     def _close_if_idle(self) -> None:
         idle_s = self._loop.time() - self._idle_since
-        limit_s = self._config.timeout_keep_alive
-        if self._exchange is not None or idle_s < limit_s:
-            self._idle = self._loop.call_later(max(limit_s - idle_s, 1.0), self._close_if_idle)
+        if self._exchange is not None or self._patience is not None or idle_s < self._idle_limit_s:
+            self._idle = self._loop.call_later(max(self._idle_limit_s - idle_s, 1.0), self._close_if_idle)
         else:
             self._transport.close()
 

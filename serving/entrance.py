@@ -1,4 +1,4 @@
-"""How many requests are inside at one time, how long their bodies may take, and which of them take long."""
+"""How many requests are inside at one time, how long their heads and bodies may take, and which of them take long."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class Entrance:
         self.max_body_bytes = settings.max_body_bytes
         self.body_timeout_s = settings.body_timeout_s
         self.bodies = Overdue(settings.body_timeout_s)
+        self.heads = Overdue(settings.body_timeout_s)
         self.work = Overdue(LONG_WORK_S)
         self._places = settings.max_concurrency
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -128,6 +128,11 @@ class Unauthenticated(ServingError):
     """No key, or one that nobody knows."""
 
 
+class HeadTimeout(ServingError):
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"the head of the request was not complete after {limit_s:g} s: send it faster")
+
+
 class BodyTimeout(ServingError):
     def __init__(self, limit_s: float) -> None:
         super().__init__(f"the body was not complete after {limit_s:g} s: send it faster, or fewer rows a request")

@@ -17,7 +17,7 @@ class Overdue:
     """Calls back for whatever has begun and not ended within a limit. On one event loop."""
 
     def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
+        self.limit_s = limit_s
         # How much later than the limit it may be found.
         self._sweep_s = min(SWEEP_S, limit_s)
         # The oldest first.
@@ -42,7 +42,7 @@ class Overdue:
 
     def _sweep(self) -> None:
         self._is_planned = False
-        latest = time.monotonic() - self._limit_s
+        latest = time.monotonic() - self.limit_s
         late = []
         for who, (begun, act) in self._open.items():
             if begun > latest:

@@ -94,7 +94,8 @@ class Settings(BaseSettings):
     """Most requests that are read, answered or waiting at one time, on each port. The next one is refused (429)."""
 
     body_timeout_s: float = Field(default=30.0, gt=0)
-    """A request whose body has not come after this is refused (408) and its connection closed, in seconds."""
+    """A request whose body has not come after this is refused (408) and its connection closed, in seconds. On the REST
+    port one whose head has not, likewise, and a connection on which nothing has come is closed."""
 
     max_queue_row_draws: int = Field(default=20_000_000, gt=0)
     """Most rows x draws waiting for the model, over all requests. A request that would exceed it is refused (429)."""

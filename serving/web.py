@@ -38,6 +38,7 @@ STATUS: dict[type[ServingError], int] = {
     errors.Unauthenticated: 401,
     errors.NotFound: 404,
     errors.MethodNotAllowed: 405,
+    errors.HeadTimeout: 408,
     errors.BodyTimeout: 408,
     errors.BodyTooLarge: 413,
     errors.UnsupportedContentType: 415,

@@ -1,5 +1,6 @@
 """Every limit over HTTP: a clear refusal with the right status, and the server goes on."""
 
+import contextlib
 import socket
 import threading
 import time
@@ -12,7 +13,7 @@ import orjson
 import pytest
 
 from models.artifact import publish
-from tests.process import bentoml_serve
+from tests.process import bentoml_serve, free_port
 from tests.serving.versions import publish_as, wait_for
 
 LIMITS = {
@@ -32,7 +33,12 @@ HALF = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n
 
 
 @pytest.fixture(scope="module")
-def client(trained, tmp_path_factory) -> Iterator[httpx.Client]:
+def rest_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def client(trained, tmp_path_factory, rest_port) -> Iterator[httpx.Client]:
     repository, log = tmp_path_factory.mktemp("limited"), tmp_path_factory.mktemp("limits") / "log"
     publish_as(trained.folder, repository, 1)
     # A class of three for each step of a sequence of any length.
@@ -40,7 +46,7 @@ def client(trained, tmp_path_factory) -> Iterator[httpx.Client]:
     classes = keras.layers.Dense(3, activation="softmax", name="class")(keras.layers.Dropout(0.3)(steps))
     publish(keras.Model(steps, classes), name="steps", repository=repository)
     with (
-        bentoml_serve(repository, log, **LIMITS) as served,  # type: ignore[arg-type]
+        bentoml_serve(repository, log, DROPSERVE_REST_PORT=str(rest_port), **LIMITS) as served,  # type: ignore[arg-type]
         httpx.Client(base_url=served.url, timeout=60) as connection,
     ):
         yield connection
@@ -88,6 +94,77 @@ def test_a_body_in_slow_pieces_that_is_in_time_is_answered(client, trained):
         while part := connection.recv(65_536):
             said += part
     assert said.startswith(b"HTTP/1.1 200 ")
+
+
+def whole(body: dict, headers: str = "", query: str = "") -> bytes:
+    content = orjson.dumps(body)
+    head = f"POST /predict{query} HTTP/1.1\r\nhost: x\r\n{headers}content-length: {len(content)}\r\n\r\n"
+    return head.encode() + content
+
+
+def answered(connection: socket.socket, content: bytes) -> bytes:
+    """The status line of the answer, which is read to its end."""
+    connection.sendall(content)
+    said = b""
+    while b"\r\n\r\n" not in said:
+        said += connection.recv(65_536)
+    head, _, body = said.partition(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    while len(body) < length:
+        body += connection.recv(65_536)
+    return head.partition(b"\r\n")[0]
+
+
+# What comes before on the same connection, by who answers it.
+EARLIER: dict[str, dict[str, str] | None] = {
+    "nothing": None,
+    "a plain request": {},
+    "one of uvicorn's": {"query": "?"},
+    "one that asks for HTTP/2": {
+        "headers": "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AA\r\n"
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("before", "piece"),
+    # Empty lines after one that asked for HTTP/2 are a mistake, which is refused at once.
+    [*((before, b"a") for before in EARLIER), *((before, b"\r\n") for before in list(EARLIER)[:3])],
+)
+def test_a_head_that_never_ends_is_not_waited_for(client, rest_port, trained, before, piece):
+    earlier = EARLIER[before]
+    with socket.create_connection(("127.0.0.1", rest_port), timeout=30) as connection:
+        if earlier is not None:
+            content = whole({"instances": trained.instances[:1]}, **earlier)
+            assert answered(connection, content) == b"HTTP/1.1 200 OK"
+        connection.sendall(b"POST /predict HTTP/1.1\r\nx-long: " if piece == b"a" else piece)
+        connection.settimeout(0.1)
+        said, begun = b"", time.monotonic()
+        while not said:
+            assert time.monotonic() - begun < 30, "the connection is still open"
+            connection.sendall(piece)
+            with contextlib.suppress(TimeoutError):
+                said = connection.recv(65_536)
+        assert said.startswith(b"HTTP/1.1 408 ")
+        assert b"the head of the request was not complete after 3 s" in said
+        connection.settimeout(30)
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(65_536) == b""
+
+
+def test_a_connection_on_which_nothing_comes_is_closed(client, rest_port):
+    with socket.create_connection(("127.0.0.1", rest_port), timeout=30) as connection:
+        assert connection.recv(65_536) == b""
+
+
+@pytest.mark.parametrize("earlier", list(EARLIER.values())[1:], ids=list(EARLIER)[1:])
+def test_a_connection_that_rests_after_an_answer_is_kept(client, rest_port, trained, earlier):
+    content = whole({"instances": trained.instances[:1]}, **earlier)
+    with socket.create_connection(("127.0.0.1", rest_port), timeout=30) as connection:
+        assert answered(connection, content) == b"HTTP/1.1 200 OK"
+        # Longer than a head may take, and than that is looked at.
+        time.sleep(5)
+        assert answered(connection, content) == b"HTTP/1.1 200 OK"
 
 
 def test_work_beyond_the_deadline_is_given_up_and_work_beyond_the_queue_refused(client, trained):
