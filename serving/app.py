@@ -127,6 +127,9 @@ class App:
             return handlers, "tensorflow_serving", "metadata"
         if (found := _MANIFEST.fullmatch(path)) is not None:
             return {"GET": partial(self._pages.manifest, found[1])}, "pages", MANIFEST
+        if path.endswith("/") and path[:-1] in self._routes:
+            # BentoML would redirect to the route; on every port the answer is to be the same.
+            return {}, "none", ""
         return None, "none", ""
 
 

@@ -52,12 +52,13 @@ def test_pages_are_on_both_ports(served, rest_port, path):
         assert httpx.get(f"{url}{path}", timeout=60).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/nothing", "/predict/", "/uncertainty/", "/livez/"])
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
-def test_a_path_that_is_not_there_is_refused_on_both_ports(served, rest_port, method):
+def test_a_path_that_is_not_there_is_refused_on_both_ports(served, rest_port, method, path):
     for url in (served.url, f"http://127.0.0.1:{rest_port}"):
-        answer = httpx.request(method, f"{url}/nothing", timeout=60)
+        answer = httpx.request(method, f"{url}{path}", timeout=60)
         assert answer.status_code == 404
-        assert "/nothing" in answer.json()["error"]
+        assert path in answer.json()["error"]
         assert answer.headers["x-request-id"]
 
 
