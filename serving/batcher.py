@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
 import sys
 import threading
@@ -29,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from models import contract
-from serving.errors import DeadlineExceeded, InvalidField, QueueFull, Unavailable
+from serving.errors import DeadlineExceeded, QueueFull, Unavailable
 from serving.graph import Arrays
 from serving.metrics import Metrics
 from serving.outputs import Outputs
@@ -63,18 +62,16 @@ class Call:
 class Ticket:
     """One request's place in a lane. A request with many rows is answered in several calls, a part of the rows each."""
 
-    __slots__ = ("arrived", "call", "deadline", "future", "inputs", "parts", "row_draws", "rows", "taken", "weight")
+    __slots__ = ("arrived", "call", "deadline", "future", "inputs", "parts", "row_draws", "rows", "taken")
 
     def __init__(
-        self, call: Call, inputs: Arrays, rows: int, weight: int, future: asyncio.Future[Outputs], deadline_s: float
+        self, call: Call, inputs: Arrays, rows: int, future: asyncio.Future[Outputs], deadline_s: float
     ) -> None:
-        """weight: of one row: its draws, times how much longer it is than the row that was measured."""
         self.arrived = time.monotonic()
         self.call = call
         self.inputs = inputs
         self.rows = rows
-        self.weight = weight
-        self.row_draws = rows * weight
+        self.row_draws = rows * call.draws
         self.future = future
         self.deadline = self.arrived + deadline_s
         # Rows that are in a call or have been, and the outputs of those that have.
@@ -147,7 +144,9 @@ class _Lane:
         if batch:
             self._started = time.monotonic()
             call = batch[0][0].call
-            row_draws = batch[0][0].weight * sum(stop - start for _, start, stop in batch)
+            row_draws: float = call.draws * sum(stop - start for _, start, stop in batch)
+            if call.model.free_inputs:
+                row_draws *= call.model.row_length(batch[0][0].inputs)
             if call.model.costs[call.function].seconds(row_draws) > self._inline_s:
                 self._running = batch
                 done = asyncio.get_running_loop().run_in_executor(self._thread, _run, batch)
@@ -175,7 +174,7 @@ class _Lane:
         batch: list[Share] = []
         while self._waiting and not batch:
             key, queue = self._waiting.popitem(last=False)
-            most = room = max(1, self._batch_row_draws // queue[0].weight)
+            most = room = max(1, self._batch_row_draws // queue[0].call.draws)
             while queue and room:
                 ticket = queue[0]
                 if ticket.future.done():
@@ -247,50 +246,31 @@ class Batcher:
 
     @property
     def open_row_draws(self) -> int:
-        """Their rows x draws, where a long row of a free input counts as several."""
+        """Their rows x draws."""
         return self._predictions.row_draws + self._draws.row_draws
 
     def submit(self, call: Call, inputs: Arrays) -> asyncio.Future[Outputs]:
         """Queue the rows of one request; the future gives its own rows of every output, or a ServingError.
 
         Cancelling the future gives the request up: if its call has not begun, it never will.
-        Raises QueueFull where too much is waiting, InvalidField for rows so long that they are more work than one
-        request may be, Unavailable after `close`.
+        Raises QueueFull where too much is waiting, Unavailable after `close`.
         """
         if self._closed:
             raise Unavailable("the server is shutting down")
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         rows = len(next(iter(inputs.values())))
-        key: Hashable = call.key
-        weight = call.draws
-        if call.model.free_inputs:
-            # Only there can rows differ in shape, which keeps requests apart, and in length.
-            key = (key, tuple(inputs[name].shape[1:] for name in call.model.free_inputs))
-            weight = self._weight_of_long_rows(call, inputs, rows)
-        row_draws = rows * weight
+        row_draws = rows * call.draws
         lane = self._predictions if call.function == contract.SERVING_DEFAULT else self._draws
         if lane.requests >= self._settings.max_queue or (
             lane.requests and lane.row_draws + row_draws > self._settings.max_queue_row_draws
         ):
             raise QueueFull
         future: asyncio.Future[Outputs] = self._loop.create_future()
-        lane.put(key, Ticket(call, inputs, rows, weight, future, self._deadline_s))
+        lane.put(_batch_key(call, inputs), Ticket(call, inputs, rows, future, self._deadline_s))
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
         return future
-
-    def _weight_of_long_rows(self, call: Call, inputs: Arrays, rows: int) -> int:
-        length = call.model.row_length(inputs)
-        weight = math.ceil(call.draws * length)
-        most = self._settings.max_row_draws
-        if rows * weight > most:
-            raise InvalidField(
-                "instances",
-                f"{rows} rows x {call.draws} draws of rows {length:.4g} times as long as the model's example",
-                f"rows x draws x length of at most {most} in one request",
-            )
-        return weight
 
     def close(self) -> None:
         """Refuse new work and wait for the threads."""
@@ -325,6 +305,15 @@ def _lower_priority(niceness: int | None) -> None:
         # A sandbox may forbid it: the draws are as urgent as predictions then.
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + niceness)
+
+
+def _batch_key(call: Call, inputs: Arrays) -> Hashable:
+    """Equal for requests that fit into one call: the same function and settings, the same shape of a row.
+
+    Only inputs with a free axis can differ in shape.
+    """
+    free = call.model.free_inputs
+    return call.key if not free else (call.key, tuple(inputs[name].shape[1:] for name in free))
 
 
 def _run(batch: list[Share]) -> Ran:

@@ -88,12 +88,7 @@ FAMILIES = {
         Family("counter", "dropserve_rows", "Rows computed.", _CALL),
         Family("counter", "dropserve_row_draws", "Rows x draws computed.", _CALL),
         Family("gauge", "dropserve_open_requests", "Requests in the queue or in a call.", ()),
-        Family(
-            "gauge",
-            "dropserve_open_row_draws",
-            "Rows x draws in the queue or in a call; a long row of a free axis counts as several.",
-            (),
-        ),
+        Family("gauge", "dropserve_open_row_draws", "Rows x draws in the queue or in a call.", ()),
         Family(
             "counter",
             "dropserve_reloads",

@@ -39,7 +39,7 @@ class Cost:
     fixed: float = 0.0
     variable: float = 0.0
 
-    def seconds(self, row_draws: int) -> float:
+    def seconds(self, row_draws: float) -> float:
         return self.fixed + self.variable * row_draws
 
 

@@ -80,8 +80,7 @@ class Settings(BaseSettings):
     """Most draws for one row. More are refused (400)."""
 
     max_row_draws: int = Field(default=2_000_000, gt=0)
-    """Most rows x draws in one request: what bounds its computing time. More are refused (400). Here and below, where
-    rows have a free axis, one that is longer than the artifact's example counts as so many rows."""
+    """Most rows x draws in one request: what bounds its computing time. More are refused (400)."""
 
     max_drawn_values: int = Field(default=2**24, gt=0)
     """Most values in one answer of signature `mc_draws`: rows x draws x what a draw gives for one row, as many as there

@@ -14,7 +14,7 @@ import pytest
 
 from models.artifact import publish
 from serving.batcher import DRAWS_NICENESS, Batcher, Call
-from serving.errors import DeadlineExceeded, InvalidField, InvalidRequest, QueueFull, Unavailable
+from serving.errors import DeadlineExceeded, InvalidRequest, QueueFull, Unavailable
 from serving.graph import Arrays
 from serving.metrics import Metrics
 from serving.runtime import Cost, Model
@@ -342,52 +342,3 @@ def test_a_call_of_long_rows_does_not_hold_the_event_loop(signals, function):
     asyncio.run(main())
     # Shorter than the example, as long, longer.
     assert [thread is threading.main_thread() for thread in signals.threads] == [True, True, False]
-
-
-def test_long_rows_fill_a_call_sooner(signals):
-    async def main():
-        batcher = batcher_of(batch_rows=40, batch_row_draws=4_000)
-        signals.calls.clear()
-        long = [signals_of(10, 2 * EXAMPLE_STEPS) for _ in range(4)]
-        usual = [signals_of(10, EXAMPLE_STEPS) for _ in range(4)]
-        answers = await asyncio.gather(*[batcher.submit(predict(signals), inputs) for inputs in (*long, *usual)])
-        await asyncio.gather(*[batcher.submit(draw(signals, 100), inputs) for inputs in long])
-        # A row is never cut, whatever its length.
-        await batcher.submit(predict(signals), signals_of(2, 100 * EXAMPLE_STEPS))
-        batcher.close()
-        return answers
-
-    answers = asyncio.run(main())
-    predictions = [rows for function, rows in signals.calls if function == "serving_default"]
-    assert sorted(predictions) == [1, 1, 20, 20, 40]
-    assert [rows for function, rows in signals.calls if function == "mc_sample"] == [20, 20]
-    alone = signals.run("serving_default", signals_of(10, 2 * EXAMPLE_STEPS))
-    np.testing.assert_allclose(answers[3]["probabilities"], alone["probabilities"], atol=1e-6)
-
-
-def test_long_rows_fill_the_queue_sooner(signals):
-    async def main():
-        batcher = batcher_of(max_queue_row_draws=1_000)
-        work = [batcher.submit(draw(signals, 10), signals_of(10, EXAMPLE_STEPS))]
-        with pytest.raises(QueueFull):
-            batcher.submit(draw(signals, 10), signals_of(10, 10 * EXAMPLE_STEPS))
-        work.append(batcher.submit(draw(signals, 10), signals_of(10, 9 * EXAMPLE_STEPS)))
-        assert batcher.open_row_draws == 1_000
-        await asyncio.gather(*work)
-        assert batcher.open_row_draws == 0
-        batcher.close()
-
-    asyncio.run(main())
-
-
-def test_rows_that_are_too_long_together_are_refused(signals):
-    async def main():
-        batcher = batcher_of(max_row_draws=1_000)
-        await batcher.submit(draw(signals, 10), signals_of(10, 10 * EXAMPLE_STEPS))
-        found = r"10 rows x 10 draws of rows 10\.1 times as long as the model's example, wanted .* at most 1000"
-        with pytest.raises(InvalidField, match=found):
-            batcher.submit(draw(signals, 10), signals_of(10, 10 * EXAMPLE_STEPS + 1))
-        assert batcher.open_requests == 0
-        batcher.close()
-
-    asyncio.run(main())
