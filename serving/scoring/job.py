@@ -3,9 +3,9 @@
 OUT is a folder of parts, or one file where its name ends with .csv or .parquet:
 
     OUT/part-00000.parquet ...   OUT.parquet
-    OUT/_score.json              OUT.score.json       what was asked, and in the end what came of it
-    OUT/_rejects.parquet         OUT.rejects.parquet  rows that the model cannot take, with the reason; absent if none
-    OUT/_work/                   .OUT.parquet.work/   only while the work goes on
+    OUT/_score.json              OUT.parquet.score.json   what was asked, and in the end what came of it
+    OUT/_rejects.parquet         OUT.rejects.parquet      rows that the model cannot take, with the reason; absent if none
+    OUT/_work/                   .OUT.parquet.work/       only while the work goes on
 
 The state ties the parts to the files' digests, the model's version and the settings: another command over the same OUT
 is refused. A part that is there is whole, and is not done again.
@@ -90,7 +90,8 @@ class Target:
             shelf = Shelf(out.absolute(), out.absolute() / "_work", Path.cwd(), given)
             return cls(out, shelf, out / sources.STATE, out / f"_rejects.{given}", is_file=False)
         work = out.absolute().with_name(f".{out.name}.work")
-        state, rejects = out.with_name(f"{out.stem}.score.json"), out.with_name(f"{out.stem}.rejects.{kind}")
+        # The whole name, as `x.csv` and `x.parquet` may stand side by side.
+        state, rejects = out.with_name(f"{out.name}.score.json"), out.with_name(f"{out.stem}.rejects.{kind}")
         return cls(out, Shelf(work, work, Path.cwd(), kind), state, rejects, is_file=True)
 
 
@@ -321,7 +322,9 @@ def _difference(name: str, found: Asked, wanted: Asked) -> str:
 def _strangers(target: Target) -> Iterator[Path]:
     """What is there already where the output is to be."""
     if target.is_file:
-        return (path for path in (target.out, target.rejects) if path.exists())
+        # Parts without a state are of nobody knows which rows.
+        parts = sorted(target.shelf.parts.glob("part-*"))
+        return (path for path in (target.out, target.rejects, *parts) if path.exists())
     return (
         (path for path in target.out.iterdir() if path.name != target.shelf.work.name)
         if target.out.is_dir()

@@ -129,7 +129,7 @@ def test_columns_are_what_the_signature_gives(score, table, wanted, tmp_path):
     assert scored["label"].to_pylist() == [labels[index] for index in best]
     np.testing.assert_allclose(scored["std"].to_numpy(), wanted["std"][np.arange(208), best], atol=TOLERANCE)
     assert set(scored["num_samples"].to_pylist()) == {30}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.parquet", "out.parquet", "out.score.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.parquet", "out.parquet", "out.parquet.score.json"]
 
 
 def test_answers_do_not_depend_on_the_cut(score, table, tmp_path):
@@ -355,6 +355,28 @@ def test_the_same_again_does_nothing_and_another_is_refused(score, table, tmp_pa
     pq.write_table(table.slice(1), tmp_path / "in.parquet")
     with pytest.raises(ScoreError, match="other files, or of files that have changed"):
         score(tmp_path / "in.parquet", tmp_path / "out", part_rows=100)
+
+
+def test_outputs_of_two_kinds_stand_side_by_side(score, table, tmp_path):
+    pq.write_table(table, tmp_path / "in.parquet")
+    first = score(tmp_path / "in.parquet", tmp_path / "two.parquet")
+    assert score(tmp_path / "in.parquet", tmp_path / "two.csv") == first
+    pq.write_table(table.slice(1), tmp_path / "less.parquet")
+    before = files(tmp_path)
+    assert score(tmp_path / "in.parquet", tmp_path / "two.parquet") == first
+    with pytest.raises(ScoreError, match=r"two\.csv: holds the scoring of other files"):
+        score(tmp_path / "less.parquet", tmp_path / "two.csv")
+    assert files(tmp_path) == before
+
+
+def test_parts_of_no_known_scoring_are_not_taken_up(score, table, tmp_path):
+    pq.write_table(table, tmp_path / "in.parquet")
+    (tmp_path / ".out.parquet.work").mkdir()
+    pq.write_table(table, tmp_path / ".out.parquet.work" / "part-00000.parquet")
+    before = files(tmp_path)
+    with pytest.raises(ScoreError, match=r"part-00000.parquet: is there already, from something else"):
+        score(tmp_path / "in.parquet", tmp_path / "out.parquet")
+    assert files(tmp_path) == before
 
 
 def test_rejects_of_another_are_neither_removed_nor_overwritten(score, table, tmp_path):
