@@ -242,7 +242,7 @@ def _finish(job: Job) -> Outcome:
         _join(rejected, target.rejects, reject_schema(job.form.columns), target.shelf)
     if target.is_file:
         _join([target.shelf.part(part) for part in parts], target.out, job.form.schema, target.shelf)
-    write_text(target.state, State(asked=job.asked, outcome=outcome).model_dump_json(indent=1))
+    write_text(target.state, State(asked=job.asked, outcome=outcome).model_dump_json(indent=1), target.shelf.work)
     shutil.rmtree(target.shelf.work)
     return outcome
 
@@ -281,7 +281,7 @@ def _state(job: Job) -> tuple[State, bool]:
         if found is not None:
             raise ScoreError(f"{found}: is there already, from something else; wanted another OUT, or an empty folder")
         state = State(asked=job.asked)
-        write_text(target.state, state.model_dump_json(indent=1))
+        write_text(target.state, state.model_dump_json(indent=1), target.shelf.work)
         return state, True
     try:
         state = State.model_validate_json(target.state.read_bytes())

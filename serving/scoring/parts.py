@@ -114,7 +114,7 @@ def score_part(
                 advance(rows)
         outcome = Outcome(scored=scored, rejected=rejected)
         publish(aside_rejects, shelf.rejects(part))
-        write_text(shelf.outcome(part), outcome.model_dump_json())
+        write_text(shelf.outcome(part), outcome.model_dump_json(), shelf.work)
         publish(aside, shelf.part(part))
     finally:
         aside.unlink(missing_ok=True)
@@ -162,8 +162,9 @@ def publish(aside: Path, place: Path) -> None:
     _sync(place.parent)
 
 
-def write_text(place: Path, text: str) -> None:
-    aside = place.with_name(f".{place.name}.unfinished")
+def write_text(place: Path, text: str, work: Path) -> None:
+    """Write aside in `work`, where what a kill leaves behind is in nobody's way, and publish."""
+    aside = work / f"{place.name}.unfinished"
     aside.write_text(text, encoding="utf-8")
     publish(aside, place)
 

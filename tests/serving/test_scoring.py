@@ -533,6 +533,26 @@ def priorities_of(name: str) -> set[int]:
     return found
 
 
+@pytest.mark.parametrize("out", ["out", "out.parquet"])
+def test_killed_before_anything_is_begun_the_same_command_begins(trained, score, table, tmp_path, out):
+    pq.write_table(table, tmp_path / "in.parquet")
+    killed = f"""
+import os, signal, sys
+from pathlib import Path
+from serving.scoring import job
+from serving.scoring.scorer import Settings
+planned = job.plan("in.parquet", Path({out!r}), Path({str(trained.folder)!r}), Settings(num_samples=30, seed=7), 1000)
+sys.addaudithook(lambda event, _: os.kill(os.getpid(), signal.SIGKILL) if event == "os.rename" else None)
+job.run(planned, None, strict=False, advance=lambda rows: None)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", killed], cwd=tmp_path, env=environment, check=False, timeout=300)
+    assert done.returncode == -signal.SIGKILL
+    assert any(path.name.endswith("score.json.unfinished") for path in tmp_path.rglob("*"))
+    assert score(tmp_path / "in.parquet", tmp_path / out).scored == 208
+    assert not any(path.name.endswith(".unfinished") for path in tmp_path.rglob("*"))
+
+
 def test_ray_gives_what_this_process_gives(trained, score, table, tmp_path):
     pytest.importorskip("ray")
     column = table["band_03"].to_pylist()
