@@ -4,7 +4,7 @@ OUT is a folder of parts, or one file where its name ends with .csv or .parquet:
 
     OUT/part-00000.parquet ...   OUT.parquet
     OUT/_score.json              OUT.parquet.score.json   what was asked, and in the end what came of it
-    OUT/_rejects.parquet         OUT.rejects.parquet      rows that the model cannot take, with the reason; absent if none
+    OUT/_rejects.parquet         OUT.rejects.parquet      rows that the model cannot take, with the reason, if any
     OUT/_work/                   .OUT.parquet.work/       only while the work goes on
 
 The state ties the parts to the files' digests, the model's version and the settings: another command over the same OUT
@@ -128,6 +128,7 @@ def artifact(repository: Path, name: str, version: int | None) -> Path:
 def plan(wanted: str, out: Path, artifact: Path, settings: Settings, part_rows: int) -> Job:
     """Find the files, cut them into parts and check their columns; raises ScoreError, ArtifactError."""
     files = sources.find(wanted)
+    sources.check_name(out)
     target = Target.choose(out, sources.kind(files[0]))
     _check_apart(wanted, files, target)
     manifest = contract.read_manifest(artifact)

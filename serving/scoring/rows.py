@@ -7,6 +7,7 @@ with it in the same words.
 from __future__ import annotations
 
 import contextlib
+import decimal
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,15 @@ _FORMS = {
 }
 # And for what is missing: all that is missing to training, which reads CSV files by Arrow's own list.
 _MISSING = pa.array(pyarrow.csv.ConvertOptions().null_values, pa.string())
+# Types of which a value is made of, or is one of, values of one other type.
+_HOLDERS = (
+    pa.ListType,
+    pa.LargeListType,
+    pa.FixedSizeListType,
+    pa.ListViewType,
+    pa.LargeListViewType,
+    pa.DictionaryType,
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,10 @@ class RowReader:
             if not _fits(kind, column):
                 wanted_kind = "bool" if column.is_boolean_number else column.dtype
                 raise ScoreError(f"{place}: column {column.name!r} is of type {kind}, wanted {wanted_kind}")
+        for item in manifest.inputs if not (is_text or self._columns) else ():
+            kind = columns.field(item.name).type
+            if not _fits_json(kind):
+                raise ScoreError(f"{place}: column {item.name!r} is of type {kind}, wanted lists of {item.dtype}")
 
     def read(self, batch: pa.RecordBatch) -> tuple[list[Readable], dict[int, str]]:
         """Rows that the model can take, in groups of one shape, and reasons by place for the others."""
@@ -172,7 +186,7 @@ def _read_column(values: pa.Array, column: _Column) -> tuple[np.ndarray, np.ndar
         if column.nullable:
             return texts, np.zeros(len(texts), bool)
         return texts, texts == "" if column.is_category else absent
-    if column.is_boolean_number and not pa.types.is_floating(values.type) and not pa.types.is_integer(values.type):
+    if column.is_boolean_number and (pa.types.is_boolean(values.type) or _is_text(values.type)):
         values = pc.cast(_parsed(values, pa.bool_()), pa.int8())
         # Text that is no truth is none that is missing.
         unreadable = _nulls(values) & ~absent
@@ -243,12 +257,27 @@ def _fits(found: pa.DataType, column: _Column) -> bool:
     return _is_text(found)
 
 
+def _fits_json(found: pa.DataType) -> bool:
+    """Whether values of a type are, as Python has them, what JSON has: no dates, say, and no bytes."""
+    if isinstance(found, pa.BaseExtensionType):
+        return _fits_json(found.storage_type)
+    if isinstance(found, _HOLDERS):
+        return _fits_json(found.value_type)
+    return bool(
+        _is_text(found)
+        or pa.types.is_integer(found)
+        or pa.types.is_floating(found)
+        or pa.types.is_boolean(found)
+        or pa.types.is_null(found)
+    )
+
+
 def _json_value(value: Any, *, is_text: bool) -> Any:
     """A value of the file as JSON has it. is_text: text stands for a number, a list, ..."""
     if is_text and isinstance(value, str):
         with contextlib.suppress(ValueError):
             return json.loads(value)
-    return value
+    return float(value) if isinstance(value, decimal.Decimal) else value
 
 
 def _dtype(item: ModelInput) -> np.dtype:

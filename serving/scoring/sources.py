@@ -12,6 +12,7 @@ import csv
 import glob
 import hashlib
 import io
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,19 @@ def find(wanted: str) -> list[Path]:
         raise ScoreError(f"{wanted}: no file whose name ends with {choices(KINDS)}")
     if len({kind(file) for file in files}) > 1:
         raise ScoreError(f"{wanted}: Parquet and CSV files; wanted files of one kind (a pattern chooses)")
+    for file in files:
+        check_name(file)
     return files
+
+
+def check_name(path: Path) -> None:
+    """Raise ScoreError for a name that neither Arrow nor JSON can hold; that of the current folder is part of it."""
+    name = os.fsencode(path.absolute())
+    try:
+        name.decode()
+    except UnicodeDecodeError as error:
+        shown = name.decode(errors="backslashreplace")
+        raise ScoreError(f"{shown}: a name that is not UTF-8; wanted another one") from error
 
 
 def _in_folder(folder: Path) -> list[Path]:
@@ -133,7 +146,32 @@ def schema(path: Path) -> pa.Schema:
     twice = next((name for name in found.names if found.names.count(name) > 1), None)
     if twice is not None:
         raise ScoreError(f"{path}: column {twice!r} is there twice; wanted names of one column each")
-    return found.remove_metadata()
+    columns = pa.schema([field.with_type(_plain(field.type)) for field in found])
+    for field in columns:
+        if not _can_be_taken(field.type):
+            raise ScoreError(
+                f"{path}: column {field.name!r} is of type {field.type}; wanted one that rows are taken from"
+            )
+    return columns
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type as which a column is read: Arrow 26 takes no rows from views, which are another layout of the same."""
+    if kind in (pa.string_view(), pa.binary_view()):
+        return pa.large_string() if kind == pa.string_view() else pa.large_binary()
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_plain(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_plain(kind.value_type)))
+    return kind
+
+
+def _can_be_taken(kind: pa.DataType) -> bool:
+    try:
+        pa.nulls(1, kind).take(pa.array([0]))
+    except pa.ArrowNotImplementedError:
+        return False
+    return True
 
 
 def survey(path: Path, part_rows: int, first_index: int) -> tuple[Source, list[Part]]:
@@ -172,12 +210,12 @@ def chunks(part: Part, root: Path, columns: pa.Schema, chunk_rows: int) -> Itera
         if part.kind == "csv":
             yield from _csv_chunks(path, part, columns, chunk_rows)
         else:
-            yield from _parquet_chunks(path, part, chunk_rows)
+            yield from _parquet_chunks(path, part, columns, chunk_rows)
     except (pa.ArrowException, OSError) as error:
         raise ScoreError(f"{part.source}: damaged after row {part.first_row}: {_first_line(error)}") from error
 
 
-def _parquet_chunks(path: Path, part: Part, chunk_rows: int) -> Iterator[Chunk]:
+def _parquet_chunks(path: Path, part: Part, columns: pa.Schema, chunk_rows: int) -> Iterator[Chunk]:
     with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
         # Only the groups that the part touches are read.
         ends = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))])
@@ -189,7 +227,9 @@ def _parquet_chunks(path: Path, part: Part, chunk_rows: int) -> Iterator[Chunk]:
         for batch in file.iter_batches(chunk_rows, row_groups=groups):
             start, stop = max(part.first_row, position), min(last_row, position + batch.num_rows)
             if start < stop:
-                rows = batch.slice(start - position, stop - start)
+                rows = batch.slice(start - position, stop - start).cast(columns)
+                # Text may be of bytes that are none.
+                rows.validate(full=True)
                 yield Chunk(rows, np.arange(start, stop), [])
             position += batch.num_rows
             if position >= last_row:

@@ -292,6 +292,37 @@ def test_bad_parquet_rows_are_rejected(score, table, tmp_path):
         assert f'feature "band_03": found {found}, wanted a finite' in reject["reason"]
 
 
+def test_columns_of_any_type_pass_through(score, table, tmp_path):
+    extras = {
+        "view": pa.array(["a", None, "c"], pa.string_view()),
+        "bytes": pa.array([b"a", None, b"\xff"], pa.binary_view()),
+        "views": pa.array([["a"], None, ["b", "c"]], pa.list_(pa.string_view())),
+        "large": pa.array(["a", None, "c"], pa.large_string()),
+        "category": pa.array(["a", None, "a"]).dictionary_encode(),
+        "money": pa.array(["1.50", None, "2.25"]).cast(pa.decimal128(5, 2)),
+        "moment": pa.array([1, None, 3], pa.timestamp("ns", tz="UTC")),
+    }
+    extended = table.slice(0, 3).set_column(1, "band_01", pa.array([0.1, None, 0.3]))
+    for name, values in extras.items():
+        extended = extended.append_column(name, values)
+    pq.write_table(extended, tmp_path / "in.parquet", row_group_size=2)
+    assert score(tmp_path / "in.parquet", tmp_path / "out.parquet").rejected == 1
+    scored, rejected = (pq.read_table(tmp_path / f"out.{name}parquet") for name in ("", "rejects."))
+    for name, values in extras.items():
+        assert scored[name].to_pylist() == [values[0].as_py(), values[2].as_py()]
+        assert rejected[name].to_pylist() == [None]
+    pq.write_table(extended.drop_columns(["views", "bytes"]), tmp_path / "in.parquet")
+    score(tmp_path / "in.parquet", tmp_path / "out.csv")
+    assert pyarrow.csv.read_csv(tmp_path / "out.csv")["view"].to_pylist() == ["a", "c"]
+
+
+def test_text_of_bytes_that_are_none_is_refused(score, table, tmp_path):
+    values = pa.array([b"a", b"\xff"]).view(pa.string())
+    pq.write_table(table.slice(0, 2).append_column("note", values), tmp_path / "in.parquet")
+    with pytest.raises(ScoreError, match=r"in.parquet: damaged after row 0: In column 61: Invalid: Invalid UTF8"):
+        score(tmp_path / "in.parquet", tmp_path / "out")
+
+
 @pytest.fixture(scope="module")
 def brought(tmp_path_factory):
     """Somebody's own regression network: the sum of four numbers, half of them dropped."""
@@ -598,7 +629,10 @@ def test_ray_gives_what_this_process_gives(trained, score, table, tmp_path):
         ),
         ("map.parquet", "out.csv", [], "column 'extra' holds maps, which CSV cannot"),
         ("list.parquet", "out.csv", [], "column 'extra' holds lists, which CSV cannot"),
-        ("view.parquet", "out.csv", [], "column 'extra' holds values of type string_view, which CSV cannot"),
+        ("uuid.parquet", "out.csv", [], "column 'extra' holds values of type extension<arrow.uuid>, which CSV cannot"),
+        ("views.parquet", "out", [], "column 'extra' is of type struct<a: string_view>; wanted one that rows are"),
+        ("good.csv", "b\udcff", [], "b\\xff: a name that is not UTF-8"),
+        ("latin/\udcff.csv", "out", [], "latin/\\xff.csv: a name that is not UTF-8"),
         (".", "out", [], "Parquet and CSV files"),
         ("good.csv", "good.csv", [], "lies where the input is read from"),
         ("*.csv", "out.csv", [], "lies where the input is read from"),
@@ -622,8 +656,12 @@ def test_bad_input_ends_with_exit_code_2_and_one_line(trained, table, tmp_path, 
         "struct": pa.array([{"a": 1}, {"a": 2}]),
         "map": pa.array([[("a", 1)], []], pa.map_(pa.string(), pa.int64())),
         "list": pa.array([[1], [2, 3]]),
-        "view": pa.array(["a", "b"], pa.string_view()),
+        "uuid": pa.array([b"a" * 16, None], pa.uuid()),
+        "views": pa.array([{"a": "b"}, None], pa.struct([("a", pa.string_view())])),
     }
+    (tmp_path / "latin").mkdir()
+    pyarrow.csv.write_csv(table.slice(0, 2), tmp_path / "latin" / "b.csv")
+    (tmp_path / "latin" / "b.csv").rename(tmp_path / "latin" / "\udcff.csv")
     for name, extra in values.items():
         pq.write_table(table.slice(0, 2).append_column("extra", extra), tmp_path / f"{name}.parquet")
     before = files(tmp_path)

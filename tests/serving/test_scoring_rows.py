@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import math
 from typing import Any
 
@@ -127,6 +128,29 @@ def test_columns_of_another_type_are_refused_at_once():
     columns = pa.schema([("age", pa.string()), *list(TYPES.items())[1:]])
     with pytest.raises(ScoreError, match="column 'age' is of type string, wanted float32"):
         RowReader(manifest(nullable=False), columns, "file", is_text=False)
+
+
+@pytest.mark.parametrize("column", ["age", "smokes"])
+def test_decimals_are_numbers(column):
+    values = [decimal.Decimal("1"), decimal.Decimal("0"), decimal.Decimal("2.5"), None]
+    rows = [GOOD | {column: value} for value in values]
+    kinds = TYPES | {column: pa.decimal128(5, 2)}
+    batch = pa.RecordBatch.from_pylist(rows, schema=pa.schema(list(kinds.items())))
+    [found], reasons = RowReader(manifest(nullable=False), batch.schema, "file", is_text=False).read(batch)
+    assert found.inputs[column].tolist() == ([1, 0, 2.5] if column == "age" else [1, 0])
+    assert list(reasons) == ([3] if column == "age" else [2, 3])
+    assert column == "age" or "found 2.5, wanted true or false" in reasons[2]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.date32()), pa.large_list(pa.binary()), pa.decimal128(5, 2), pa.struct([("a", pa.int8())])]
+)
+def test_tensors_of_what_json_has_not_are_refused_at_once(kind):
+    made = manifest(nullable=False).model_copy(update={"inputs": [ModelInput(name="x", dtype="float32", shape=[None])]})
+    with pytest.raises(ScoreError, match=r"file: column 'x' is of type .*, wanted lists of float32"):
+        RowReader(made, pa.schema([("x", kind)]), "file", is_text=False)
+    for taken in (pa.list_(pa.float16()), pa.fixed_shape_tensor(pa.float32(), [2])):
+        RowReader(made, pa.schema([("x", taken)]), "file", is_text=False)
 
 
 def test_what_a_calibrated_model_with_two_outputs_gives_is_all_there():
