@@ -255,7 +255,7 @@ def _join(files: list[Path], place: Path, schema: pa.Schema, shelf: Shelf) -> No
             for file in files:
                 with pq.ParquetFile(file) as part:
                     for group in range(part.num_row_groups):
-                        writer.write_table(part.read_row_group(group))
+                        writer.write(part.read_row_group(group))
     else:
         with aside.open("wb") as joined:
             for number, file in enumerate(files):

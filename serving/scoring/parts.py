@@ -26,6 +26,9 @@ from serving.scoring.sources import Chunk, Kind, Part, chunks
 # Values of one batch, over all columns: with several threads some of them are in memory at once.
 CHUNK_VALUES = 2**19
 CHUNK_ROWS = 8_192
+# Of a row group in Parquet. The footer, in memory until the file's end, has an entry for each column of each group: with
+# a group for each batch, of fewer rows the more columns there are, it grew with their square.
+GROUP_BYTES = 2**25
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -107,9 +110,9 @@ def score_part(
         ):
             for accepted, rejects, rows in ordered_map(score, chunks(part, shelf.root, columns, per_chunk), threads):
                 if accepted.num_rows:
-                    writer.write_batch(accepted)
+                    writer.write(accepted)
                 if rejects.num_rows:
-                    rejects_writer.write_batch(rejects)
+                    rejects_writer.write(rejects)
                 scored, rejected = scored + accepted.num_rows, rejected + rejects.num_rows
                 advance(rows)
         outcome = Outcome(scored=scored, rejected=rejected)
@@ -134,14 +137,42 @@ def reject_schema(columns: pa.Schema) -> pa.Schema:
     return pa.schema([*named, *columns])
 
 
+class _GroupWriter:
+    """Gathers rows until they are worth a row group."""
+
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self._writer = writer
+        self._waiting: list[pa.Table] = []
+        self._bytes = 0
+
+    def write(self, rows: pa.RecordBatch | pa.Table) -> None:
+        self._waiting.append(rows if isinstance(rows, pa.Table) else pa.Table.from_batches([rows]))
+        self._bytes += rows.nbytes
+        if self._bytes >= GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._writer.write_table(pa.concat_tables(self._waiting))
+        self._waiting, self._bytes = [], 0
+
+    def __enter__(self) -> _GroupWriter:
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        with self._writer:
+            if failed is None:
+                self._flush()
+
+
 def open_writer(path: Path, schema: pa.Schema, kind: Kind) -> Any:
-    """A writer of record batches, to be used in a `with`."""
+    """A writer of record batches and tables, to be used in a `with`."""
     if kind == "parquet":
         # A dictionary of numbers that hardly ever repeat costs as much time as all the rest, and saves no room.
         repeating = [
             field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_integer(field.type)
         ]
-        return pq.ParquetWriter(path, schema, use_dictionary=repeating)
+        return _GroupWriter(pq.ParquetWriter(path, schema, use_dictionary=repeating))
     return pyarrow.csv.CSVWriter(path, schema)
 
 

@@ -298,7 +298,7 @@ def test_columns_of_any_type_pass_through(score, table, tmp_path):
         "bytes": pa.array([b"a", None, b"\xff"], pa.binary_view()),
         "views": pa.array([["a"], None, ["b", "c"]], pa.list_(pa.string_view())),
         "large": pa.array(["a", None, "c"], pa.large_string()),
-        "category": pa.array(["a", None, "a"]).dictionary_encode(),
+        "category": pa.array(["a", None, "b"]).dictionary_encode(),
         "money": pa.array(["1.50", None, "2.25"]).cast(pa.decimal128(5, 2)),
         "moment": pa.array([1, None, 3], pa.timestamp("ns", tz="UTC")),
     }
@@ -314,6 +314,22 @@ def test_columns_of_any_type_pass_through(score, table, tmp_path):
     pq.write_table(extended.drop_columns(["views", "bytes"]), tmp_path / "in.parquet")
     score(tmp_path / "in.parquet", tmp_path / "out.csv")
     assert pyarrow.csv.read_csv(tmp_path / "out.csv")["view"].to_pylist() == ["a", "c"]
+
+
+@pytest.mark.parametrize("out", ["out", "out.parquet"])
+def test_row_groups_are_of_many_rows_however_many_columns(score, table, tmp_path, out):
+    rows = 5000
+    tall = pa.concat_tables([table] * (rows // 208 + 1)).slice(0, rows)
+    for number in range(940):
+        tall = tall.append_column(f"extra_{number}", pa.array(np.full(rows, float(number))))
+    pq.write_table(tall, tmp_path / "in.parquet")
+    # One file is joined of parts that are smaller than a row group.
+    score(tmp_path / "in.parquet", tmp_path / out, part_rows=500 if out.endswith(".parquet") else rows)
+    place = tmp_path / out if out.endswith(".parquet") else tmp_path / out / "part-00000.parquet"
+    groups = pq.read_metadata(place)
+    # 940 numbers of eight bytes and 71 others a row, in groups of 32 MiB.
+    assert [groups.row_group(number).num_rows > 4000 for number in range(groups.num_row_groups)] == [True, False]
+    assert pq.read_table(place).select(tall.column_names).equals(tall)
 
 
 def test_text_of_bytes_that_are_none_is_refused(score, table, tmp_path):
