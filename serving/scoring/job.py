@@ -150,6 +150,8 @@ def plan(wanted: str, out: Path, artifact: Path, settings: Settings, part_rows: 
         source, found = sources.survey(file, part_rows, len(parts))
         surveyed.append(source)
         parts += found
+    if _is_matched(wanted, target, len(parts)):
+        raise _not_apart(wanted, target)
     identity = ModelIdentity(name=manifest.name, version=manifest.version, sha256=manifest.sha256)
     asked = Asked(model=identity, settings=settings, part_rows=part_rows, sources=surveyed, parts=parts)
     return Job(artifact.absolute(), asked, target, form)
@@ -378,20 +380,26 @@ def _check_apart(wanted: str, files: list[Path], target: Target) -> None:
             raise ScoreError(f"{own}: is input, and would be written beside {target.out}; wanted another name for OUT")
     inside = given.is_dir() and out.is_relative_to(given.resolve())
     over = out in read or (not target.is_file and any(file.is_relative_to(out) for file in read))
-    if inside or over or _is_matched(given, target):
-        raise ScoreError(f"{target.out}: lies where the input is read from ({wanted}); wanted another place for OUT")
+    # All parts are known once the files were read, which takes its time.
+    if inside or over or _is_matched(wanted, target, 1):
+        raise _not_apart(wanted, target)
 
 
-def _is_matched(given: Path, target: Target) -> bool:
-    """Whether a pattern would find what is written."""
+def _not_apart(wanted: str, target: Target) -> ScoreError:
+    return ScoreError(f"{target.out}: lies where the input is read from ({wanted}); wanted another place for OUT")
+
+
+def _is_matched(wanted: str, target: Target, parts: int) -> bool:
+    """Whether a pattern would find what is written, where that are so many parts."""
+    given = Path(wanted)
     if given.exists():
         return False
     magic = next((place for place, part in enumerate(given.parts) if glob.has_magic(part)), len(given.parts))
     pattern = (*Path(*given.parts[:magic]).resolve().parts, *given.parts[magic:])
     out = target.out.resolve()
-    first = out if target.is_file else out / f"part-00000.{target.shelf.kind}"
+    written = [out] if target.is_file else [out / target.shelf.name(index) for index in range(parts)]
     rejects = target.rejects.parent.resolve() / target.rejects.name
-    return any(_fits(place.parts, pattern) for place in (first, rejects))
+    return any(_fits(place.parts, pattern) for place in (*written, rejects))
 
 
 def _fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:

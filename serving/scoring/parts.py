@@ -54,8 +54,11 @@ class Shelf:
     root: Path
     kind: Kind
 
+    def name(self, index: int) -> str:
+        return f"part-{index:05d}.{self.kind}"
+
     def part(self, part: Part) -> Path:
-        return self.parts / f"part-{part.index:05d}.{self.kind}"
+        return self.parts / self.name(part.index)
 
     def rejects(self, part: Part) -> Path:
         return self.work / f"rejects-{part.index:05d}.{self.kind}"

@@ -528,6 +528,17 @@ def test_the_output_is_apart_from_the_input_whatever_the_spelling(
     assert ({file.resolve() for file in sources.find(source)} != read) is refused or out == "data"
 
 
+@pytest.mark.parametrize("pattern", ["*/part-00002.*", "*/part-*[1-9].parquet"])
+def test_no_later_part_becomes_input(trained, table, tmp_path, pattern):
+    (tmp_path / "in").mkdir()
+    pq.write_table(table, tmp_path / "in" / "part-00002.parquet")
+    wanted = f"{tmp_path}/{pattern}"
+    # There would be one part, which the pattern does not find.
+    scoring.plan(wanted, tmp_path / "out", trained.folder, SETTINGS, 208)
+    with pytest.raises(ScoreError, match="out: lies where the input is read from"):
+        scoring.plan(wanted, tmp_path / "out", trained.folder, SETTINGS, 70)
+
+
 def test_no_rows_give_no_rows(score, table, tmp_path):
     pq.write_table(table.slice(0, 0), tmp_path / "in.parquet")
     (tmp_path / "in.csv").write_text(",".join(table.column_names) + "\n")
