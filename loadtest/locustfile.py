@@ -12,6 +12,7 @@ import itertools
 import json
 import random
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ from gevent.event import Event
 from locust import FastHttpUser, User, constant, events, task
 from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
-from locust.stats import calculate_response_time_percentile, diff_response_time_dicts
 
 from loadtest import answers, subjects, tensors
 from loadtest.arrivals import Schedule
+from loadtest.latencies import Latencies, percentile_ms
 from loadtest.pace import Pace
 from loadtest.profile import NATIVE, request_name, spread
 from loadtest.server_metrics import read_totals
@@ -78,11 +79,13 @@ def choose_users(environment: Any, **_: Any) -> None:
             kind.fixed_count = spread(users, mix)[kind.__name__]
     environment.schedules = {}
     environment.may_begin = Event()
-    environment.pace = Pace()
+    environment.pace, environment.latencies = Pace(), Latencies()
     environment.events.test_stopping.add_listener(lambda **_: close_schedules(environment))
-    environment.events.report_to_master.add_listener(lambda data, **_: data.update(pace=environment.pace.taken()))
-    environment.events.worker_report.add_listener(lambda data, **_: environment.pace.add(data["pace"]))
-    environment.events.request.add_listener(lambda **_: note_answer(environment))
+    environment.events.report_to_master.add_listener(lambda data, **_: data.update(told(environment)))
+    environment.events.worker_report.add_listener(lambda data, **_: hear(environment, data))
+    environment.events.request.add_listener(
+        lambda name, response_time, **_: note_answer(environment, name, response_time)
+    )
     environment.events.spawning_complete.add_listener(lambda user_count, **_: draw_up_schedules(environment))
 
 
@@ -118,8 +121,19 @@ def close_schedules(environment: Any) -> None:
     environment.pace.unsent += sum(schedule.close() for schedule in environment.schedules.values())
 
 
-def note_answer(environment: Any) -> None:
+def note_answer(environment: Any, name: str, response_time_ms: float) -> None:
     environment.pace.unanswered -= 1
+    environment.latencies.note(name, response_time_ms)
+
+
+def told(environment: Any) -> dict[str, Any]:
+    """What a process of several tells Locust's master, beside what Locust tells."""
+    return {"pace": environment.pace.taken(), "latencies": environment.latencies.taken()}
+
+
+def hear(environment: Any, data: dict[str, Any]) -> None:
+    environment.pace.add(data["pace"])
+    environment.latencies.add(data["latencies"])
 
 
 class _Caller:
@@ -337,21 +351,15 @@ def _watch(environment: Any) -> None:
     """Once a second, what Locust and the server say of the last ones; the end, once every request was sent."""
     environment.may_begin.wait()
     begin = time.perf_counter()
-    total, before = environment.stats.total, dict[int, int]()
+    total, before = environment.stats.total, Counter[int]()
     while True:
-        now = dict(total.response_times)
-        last = diff_response_time_dicts(now, before)
-        count = sum(last.values())
-        percentiles = {
-            f"p{round(100 * share)}_ms": calculate_response_time_percentile(last, count, share) if count else None
-            for share in SHARES
-        }
+        now = environment.latencies.all()
         environment.timeline.append(
             {
                 "second": time.perf_counter() - begin,
                 "requests": total.num_requests,
                 "failures": total.num_failures,
-                **percentiles,
+                **_percentiles(now - before),
                 "server": read_totals(environment.host),
             }
         )
@@ -371,9 +379,13 @@ def report(environment: Any, **_: Any) -> None:
     if stats.total.num_requests == 0:
         environment.process_exit_code = 1
     if path := environment.parsed_options.report:
-        entries = [*sorted(stats.entries.values(), key=lambda entry: entry.name), stats.total]
+        entries = sorted(stats.entries.values(), key=lambda entry: entry.name)
+        latencies = environment.latencies
         figures = {
-            "endpoints": [_figures(entry) for entry in entries],
+            "endpoints": [
+                *(_figures(entry, latencies.of(entry.name)) for entry in entries),
+                _figures(stats.total, latencies.all()),
+            ],
             "errors": [{"name": e.name, "error": str(e.error), "count": e.occurrences} for e in stats.errors.values()],
             "exceptions": [{"error": e["msg"], "count": e["count"]} for e in environment.runner.exceptions.values()],
             "timeline": getattr(environment, "timeline", []),
@@ -384,11 +396,15 @@ def report(environment: Any, **_: Any) -> None:
         Path(path).write_text(json.dumps(figures), encoding="utf-8")
 
 
-def _figures(entry: Any) -> dict[str, Any]:
+def _figures(entry: Any, times: Counter[int]) -> dict[str, Any]:
     return {
         "name": entry.name,
         "requests": entry.num_requests,
         "failures": entry.num_failures,
         "requests_per_second": entry.total_rps,
-        **{f"p{round(100 * share)}_ms": entry.get_response_time_percentile(share) for share in SHARES},
+        **_percentiles(times),
     }
+
+
+def _percentiles(times: Counter[int]) -> dict[str, float | None]:
+    return {f"p{round(100 * share)}_ms": percentile_ms(times, share) for share in SHARES}

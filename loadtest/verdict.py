@@ -254,7 +254,7 @@ def _too_slow(total: Endpoint, end_p50_ms: float | None, limits: Thresholds) -> 
         (f"p50 of the last {END_S} s", end_p50_ms, limits.end_p50_ms),
     )
     return [
-        (f"all: {name} is {found:,.0f} ms, wanted at most {limit:,.0f} ms", 1)
+        (f"all: {name} is {found:,.6g} ms, wanted at most {limit:,.6g} ms", 1)
         for name, found, limit in taken
         if found is not None and limit is not None and found > limit
     ]
