@@ -197,7 +197,11 @@ def train(
         bool, typer.Option("--compare", help="Set the nets without dropout, and with it in one place only, beside it.")
     ] = False,
     concrete: Annotated[
-        bool, typer.Option("--concrete", help="Learn the rates (Concrete Dropout) where the recipe has dropout.")
+        bool,
+        typer.Option(
+            "--concrete",
+            help="Learn the rates (Concrete Dropout) where there is dropout, from those given on, else from 0.1.",
+        ),
     ] = False,
     ensemble: Ensemble = None,
     heteroscedastic: Annotated[

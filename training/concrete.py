@@ -10,8 +10,10 @@ recipe has. They then train a network, and are served, as ordinary Dropout.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -27,7 +29,7 @@ from training.networks import VISIBLE, answer
 from training.preprocessing import Preprocessor
 from training.recipes import Recipe
 
-# Where learning begins.
+# Where learning begins, unless another rate is given.
 START_RATE = 0.1
 # Of the relaxation: the authors' own.
 TEMPERATURE = 0.1
@@ -85,10 +87,17 @@ class PriorOfWeights(keras.regularizers.Regularizer):
 
 
 def learn_rates(
-    data: Dataset, train_rows: NDArray[np.int64], recipe: Recipe, *, seed: int, on_epoch: OnEpoch | None = None
+    data: Dataset,
+    train_rows: NDArray[np.int64],
+    recipe: Recipe,
+    *,
+    seed: int,
+    begin: Mapping[str, float] = MappingProxyType({}),
+    on_epoch: OnEpoch | None = None,
 ) -> Recipe:
     """The recipe with the rates that its network learns on `train_rows`; no other row is looked at.
 
+    begin: rates to begin at, "visible_dropout" and "hidden_dropout"; START_RATE for one that is not there.
     A place where the recipe has no dropout gets none. The process's random state is set as `training.fit` sets it.
     """
     keras.utils.set_random_seed(seed)
@@ -98,8 +107,8 @@ def learn_rates(
     inputs = keras.Input(x.shape[1:])
     start = replace(
         recipe,
-        visible_dropout=START_RATE if recipe.visible_dropout else 0.0,
-        hidden_dropout=START_RATE if recipe.hidden_dropout else 0.0,
+        visible_dropout=begin.get("visible_dropout", START_RATE) if recipe.visible_dropout else 0.0,
+        hidden_dropout=begin.get("hidden_dropout", START_RATE) if recipe.hidden_dropout else 0.0,
     )
     network, logits = concrete(keras.Model(inputs, answer(inputs, data, start)), len(train_rows), seed)
     y, _, _ = targets(data, train_rows)

@@ -152,7 +152,7 @@ def count_collapsed(model: keras.Model, plan: Plan, rows: np.ndarray) -> int:
 def learned(plan: Plan, rows: Split, reporter: Reporter) -> Plan:
     """The plan with the rates that Concrete Dropout learns on the training rows; raises RatesVanished."""
     with reporter.epochs(f"{plan.data.name}, learning the rates", plan.recipe.epochs) as on_epoch:
-        recipe = learn_rates(plan.data, rows.train, plan.recipe, seed=plan.seed, on_epoch=on_epoch)
+        recipe = learn_rates(plan.data, rows.train, plan.recipe, seed=plan.seed, begin=plan.begin, on_epoch=on_epoch)
     if not recipe.is_stochastic:
         raise RatesVanished(plan.data.name)
     return replace(plan, recipe=recipe)

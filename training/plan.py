@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from models.calibration_settings import AS_USUAL, CalibrationSettings
@@ -77,6 +77,8 @@ class Plan:
     compare: bool
     # Whether the rates are learned by Concrete Dropout where the recipe has dropout.
     concrete: bool = False
+    # Rates at which that begins, by the names of the recipe; those that were not given are not there.
+    begin: Mapping[str, float] = field(default_factory=dict)
     # What is asked of the calibration.
     calibration: CalibrationSettings = AS_USUAL
     # Seeds to try while the network comes out as one answer to every row.
@@ -124,7 +126,21 @@ def plan(
     chosen = replace(chosen, heteroscedastic=heteroscedastic)
     if not chosen.is_stochastic:
         raise NothingStochastic(data)
-    return Plan(loaded, name, repository, chosen, seed, num_samples, compare, concrete, calibration, members=members)
+    given = {"visible_dropout": visible_dropout, "hidden_dropout": hidden_dropout}
+    begin = {place: rate for place, rate in given.items() if rate is not None}
+    return Plan(
+        loaded,
+        name,
+        repository,
+        chosen,
+        seed,
+        num_samples,
+        compare,
+        concrete=concrete,
+        begin=begin,
+        calibration=calibration,
+        members=members,
+    )
 
 
 def dataset(data: str, target: str | None = None, types: Sequence[str] = (), task: Task | None = None) -> Dataset:

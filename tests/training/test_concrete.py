@@ -108,6 +108,14 @@ def test_only_training_rows_and_the_seed_matter():
     assert learn_rates(data, rows.train, replace(chosen, visible_dropout=0.0), seed=1).visible_dropout == 0
 
 
+def test_learning_begins_at_a_rate_that_is_given():
+    data = load("wine")
+    rows, chosen = split(data.y, data.task).train, replace(DEFAULTS["wine"], visible_dropout=0.3, epochs=1)
+    learned = learn_rates(data, rows, chosen, seed=0, begin={"visible_dropout": 0.3})
+    # In one epoch they move little.
+    assert (learned.visible_dropout, learned.hidden_dropout) == pytest.approx((0.3, START_RATE), abs=0.05)
+
+
 def test_rates_of_convolutional_nets_are_learned():
     """One for the pixels, one for the feature maps and the dense layer behind them; both move from where they start."""
     data = load("digits")
@@ -121,6 +129,7 @@ def test_rates_of_convolutional_nets_are_learned():
 
 def test_the_artifact_serves_ordinary_dropout_at_the_learned_rates(tmp_path):
     command = [sys.executable, "-m", "dropserve", "train", "wine", "--concrete", "--epochs", "20", "--json"]
+    command += ["--hidden-dropout", "0.6"]
     command += ["--repository", str(tmp_path / "artifacts")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     found = json.loads(result.stdout)
@@ -130,5 +139,6 @@ def test_the_artifact_serves_ordinary_dropout_at_the_learned_rates(tmp_path):
     assert {layer["kind"] for layer in found["stochastic_layers"]} == {"Dropout"}
     assert {layer["settings"]["rate"] for layer in found["stochastic_layers"]} == set(rates) - {0.0}
     data = load("wine")
-    learned = learn_rates(data, split(data.y, data.task).train, replace(DEFAULTS["wine"], epochs=20), seed=0)
+    chosen = replace(DEFAULTS["wine"], epochs=20)
+    learned = learn_rates(data, split(data.y, data.task).train, chosen, seed=0, begin={"hidden_dropout": 0.6})
     assert rates == pytest.approx((learned.visible_dropout, learned.hidden_dropout), abs=1e-3)
