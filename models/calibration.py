@@ -15,6 +15,7 @@ import tensorflow as tf
 from models import abstention, conformal, noise, novelty, temperature
 from models.calibration_settings import CalibrationSettings
 from models.contract import (
+    NOVELTY,
     REFERENCE_LEVELS,
     Abstention,
     Calibration,
@@ -26,7 +27,7 @@ from models.contract import (
 )
 from models.engine import Engine
 from models.heads import Head
-from models.holdout import Array, Rows
+from models.holdout import Array, NotFinite, Rows
 from models.novelty import Novelty
 
 # Arrays [N, ...] by input name.
@@ -42,8 +43,10 @@ def calibrate(
     What an output's shape or the rows do not allow stays off, and `warnings` says so.
     """
     settings.check_task(any(head.is_classification for head in engine.heads))
-    engine.novelty = _novelty(engine, rows, known_inputs)
+    engine.novelty, reason = _novelty(engine, rows, known_inputs)
     fitted = [_fitted(engine, head, rows, number) for number, head in enumerate(engine.heads)]
+    if reason is not None:
+        fitted = [_warned(head, reason) for head in fitted]
     engine.calibrate(fitted)
     answers = _answers(engine, rows)
     judged = [_judged(head, answers, target, settings) for head, target in zip(engine.heads, rows.targets, strict=True)]
@@ -53,19 +56,38 @@ def calibrate(
     )
 
 
-def _novelty(engine: Engine, rows: Rows, known_inputs: Inputs | None) -> Novelty | None:
-    """The distance from the rows that the network was trained on, else from every other row of those held out."""
+def _novelty(engine: Engine, rows: Rows, known_inputs: Inputs | None) -> tuple[Novelty | None, str | None]:
+    """The distance from the rows that the network was trained on, else from every other row of those held out.
+
+    Or why there is none: a network may have answers to rows of whose features some are infinite, as a logarithm of 0.
+    """
     if known_inputs is None:
         known_inputs = {name: array[::2] for name, array in rows.inputs.items()}
     known = replace(rows, inputs={name: known_inputs[name] for name in rows.inputs}, targets=[])
     if known.count < novelty.MIN_ROWS:
-        return None
-    found = known.some(novelty.MOST_ROWS).run(engine.features, engine.input_specs, novelty.MOST_FEATURES)
-    return Novelty(found["features"]) if found else None
+        return None, None
+    try:
+        found = known.some(novelty.MOST_ROWS).run(engine.features, engine.input_specs, novelty.MOST_FEATURES)
+        if not found:
+            return None, None
+        distance = Novelty(found["features"])
+        rows.run(
+            lambda inputs: {NOVELTY: distance.of(engine.features(inputs)["features"])},
+            engine.input_specs,
+            novelty.MOST_FEATURES,
+        )
+    except NotFinite:
+        return None, "no novelty: some rows have features, before the first stochastic layer, that are not finite"
+    return distance, None
 
 
 def _known(head: Head) -> OutputCalibration:
     return head.calibration if head.calibration is not None else OutputCalibration()
+
+
+def _warned(head: Head, warning: str) -> Head:
+    known = _known(head)
+    return replace(head, calibration=known.model_copy(update={"warnings": [*known.warnings, warning]}))
 
 
 def _is_one_choice(head: Head) -> bool:
@@ -152,7 +174,7 @@ def _judged(head: Head, answers: dict[str, Array], target: Array, settings: Cali
     scores = conformal.of_classes(probabilities, target, settings.sets)
     rule, reason = _rule(probabilities.max(axis=1), probabilities.argmax(axis=1) == target, settings)
     if reason is not None:
-        head = replace(head, calibration=known.model_copy(update={"warnings": [*known.warnings, reason]}))
+        head = _warned(head, reason)
     return _with(head, scores, rule, settings.coverage)
 
 

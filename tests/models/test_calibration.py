@@ -185,3 +185,39 @@ def test_the_coverage_asked_at_packaging_is_the_signatures_own(repository):
     np.testing.assert_array_equal(found["prediction_set"][clear], (scores <= threshold)[clear])
     # Of 300 calibration rows, the share of 2000 others: three standard deviations of its law.
     assert found["prediction_set"][np.arange(2000), y].mean() == pytest.approx(0.625, abs=0.09)
+
+
+def test_features_that_are_not_finite_cost_the_novelty_and_nothing_else(repository):
+    """The logarithm of 0 and the root of -1, read behind the first dropout, of which 0 is made."""
+    rows = tiny_rows()
+    values = np.abs(rows.inputs["x"])
+    values[::50, 0] = 0
+    known_rows = KnownRows({"x": values}, rows.targets)
+    finite = np.maximum(values, 1e-3)
+
+    def published(name, *, inputs, holdout, made=keras.ops.log):
+        x = keras.Input([4], name="x")
+        behind = keras.layers.Add()([keras.layers.Dropout(0.3)(x), made(x)])
+        answer = keras.layers.Dense(3, "softmax")(keras.ops.nan_to_num(behind, neginf=0.0))
+        network = keras.Model(x, answer)
+        return Artifact(
+            publish(network, name=name, repository=repository, holdout=holdout, training_inputs={"x": inputs})
+        )
+
+    without = published("log", inputs=values, holdout=known_rows)
+    found = known(without)
+    assert [text for text in sentences(without.manifest.calibration) if "novelty" in text] == [
+        "warning: no novelty: some rows have features, before the first stochastic layer, that are not finite"
+    ]
+    assert found.fit is not None
+    assert found.conformal is not None
+    assert found.abstention is not None
+    assert found.reference.novelty is None
+    assert "novelty" not in without.answer("mc_predict", values)
+    # A row that is infinitely far from known ones has a finite distance.
+    with_novelty = published("log-known", inputs=finite, holdout=known_rows)
+    assert known(with_novelty).reference.novelty is not None
+    assert np.isfinite(with_novelty.answer("mc_predict", values)["novelty"]).all()
+    # One that has no distance is among the calibration rows only.
+    negative = KnownRows({"x": np.where(values == 0, -1, values).astype(np.float32)}, rows.targets)
+    assert known(published("root", inputs=finite, holdout=negative, made=keras.ops.sqrt)).reference.novelty is None
