@@ -26,8 +26,8 @@ from serving.scoring.sources import Chunk, Kind, Part, chunks
 # Values of one batch, over all columns: with several threads some of them are in memory at once.
 CHUNK_VALUES = 2**19
 CHUNK_ROWS = 8_192
-# Of a row group in Parquet. The footer, in memory until the file's end, has an entry for each column of each group: with
-# a group for each batch, of fewer rows the more columns there are, it grew with their square.
+# Of a row group in Parquet. The footer, in memory until the file's end, has an entry for each column of each group:
+# with a group for each batch, which has fewer rows the more columns there are, it would grow with their square.
 GROUP_BYTES = 2**25
 
 In = TypeVar("In")

@@ -93,9 +93,9 @@ def test_another_coverage_is_another_scoring(score, rows, tmp_path):
 
 def test_a_result_that_is_gone_is_missed(score, rows, tmp_path):
     score("tiny", rows / "tiny.csv", tmp_path / "out.csv")
-    # Its state has the same name.
-    with pytest.raises(ScoreError, match=r"says that all is done, and .*out\.parquet is not there"):
-        score("tiny", rows / "tiny.csv", tmp_path / "out.parquet")
+    (tmp_path / "out.csv").unlink()
+    with pytest.raises(ScoreError, match=r"out\.csv\.score\.json: says that all is done, and .*out\.csv is not there"):
+        score("tiny", rows / "tiny.csv", tmp_path / "out.csv")
 
 
 def dropserve(repository: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
