@@ -261,6 +261,7 @@ class Services(prediction_service_pb2_grpc.PredictionServiceServicer, model_serv
     async def _classify(self, spec: Any, request: Any) -> tuple[Any, Any]:
         model, signature, output, arrays = await self._examined(spec, request, "classification", "Regress")
         scores = arrays[f"{output.prefix}probabilities"]
+        tensors.check_scores(scores)
         labels = class_labels(output, scores.shape[-1])
         result = classification_pb2.ClassificationResult()
         for row in scores.tolist():

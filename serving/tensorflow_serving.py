@@ -152,6 +152,7 @@ class TensorFlowServing:
                 )
             return json_response({"results": values})
         scores = outputs["probabilities"]
+        tensors.check_scores(scores)
         labels = class_labels(model.manifest.outputs[0], scores.shape[-1])
         return json_response({"results": [list(zip(labels, row, strict=True)) for row in scores]})
 

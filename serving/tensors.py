@@ -13,7 +13,7 @@ import numpy as np
 
 from models.contract import ENDS, Manifest, ModelInput
 from serving.answers import finite
-from serving.errors import InvalidField, InvalidInstance, choices, quote
+from serving.errors import InvalidField, InvalidInstance, InvalidRequest, choices, quote
 from serving.graph import Arrays
 from serving.instances import InstanceReader
 
@@ -120,6 +120,13 @@ def finite_outputs(arrays: Mapping[str, np.ndarray], names: Sequence[str] = ()) 
             known = choices(sorted(arrays), limit=16)
             raise InvalidField(f"output {quote(name)}", "an unknown output", f"one of {known}")
     return {name: finite(arrays[name], ends=name.endswith(ENDS)) for name in names or arrays}
+
+
+def check_scores(scores: np.ndarray) -> None:
+    """Raise InvalidRequest, in TensorFlow Serving's words, unless a row has one choice: scores [N, K] of its classes."""
+    if scores.ndim != 2:
+        shape = ",".join(map(str, scores.shape))
+        raise InvalidRequest(f"Expected Tensor shape: [batch_size num_classes] but got [{shape}]")
 
 
 def has_unknown_ends(arrays: Arrays) -> bool:

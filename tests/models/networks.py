@@ -54,6 +54,14 @@ def tiny_net() -> keras.Model:
     )
 
 
+def places_net(units: int, shape: tuple[int | None, ...] = (6, 3), activation: str = "softmax") -> keras.Model:
+    """An answer of `units` numbers for each place of a row: of [S, F] a sequence, of [H, W, F] a map."""
+    inputs = keras.Input(shape, name="x")
+    hidden = keras.layers.Dropout(0.4)(keras.layers.Dense(8, activation="tanh")(inputs))
+    answer = keras.layers.Dense(units, activation=activation, name="answer")(hidden)
+    return scatter(keras.Model(inputs, answer, name="places"), scale=2.0)
+
+
 def batch_norm_net() -> keras.Model:
     """Images 8x8x1, convolutions with BatchNormalization before, between and after dropout; three classes."""
     x = inputs = keras.Input((8, 8, 1), name="image")
