@@ -127,7 +127,8 @@ class ModelOutput(_Typed):
     # Prefix of its tensors in the signatures: "" for a single output, "<name>_" with several.
     prefix: str = ""
     task: Task
-    # Per-row shape of the answer, without the rows' axis: [K] classes for classification, [] or [D] for regression.
+    # Per-row shape of the answer, without the rows' axis: [K] classes for classification, of several places in a row
+    # [..., K]; [] or [D], or more axes, for regression.
     shape: list[int | None]
     labels: list[str] | None = None
     unit: str | None = None

@@ -68,6 +68,7 @@ def document(manifest: Manifest, settings: Settings, release: str) -> Schema:
     }
 
 
+_NUMERIC: Schema = {"type": "number"}
 # Null stands for "left out", of any setting.
 _INTEGER, _NUMBER = ["integer", "null"], ["number", "null"]
 _INT64: Schema = {"minimum": -(2**63), "maximum": 2**63 - 1}
@@ -226,8 +227,8 @@ def _rows(manifest: Manifest, answer_of: Any) -> Schema:
 
 def _prediction(output: ModelOutput) -> Schema:
     if output.task == "regression":
-        return _object({"mean": _answer_shape(output)}, ["mean"])
-    return _object({"label": {"type": "string"}, "probabilities": _by_class(output)}, ["label", "probabilities"])
+        return _object({"mean": _nested(_NUMERIC, output.shape)}, ["mean"])
+    return _object({"label": _label(output), "probabilities": _by_class(output)}, ["label", "probabilities"])
 
 
 def _uncertainty(manifest: Manifest, output: ModelOutput) -> Schema:
@@ -235,12 +236,12 @@ def _uncertainty(manifest: Manifest, output: ModelOutput) -> Schema:
     drawn: dict[str, Schema] = {**guarantees, "num_samples": {"type": "integer"}, "converged": {"type": "boolean"}}
     if output.task == "regression":
         names = ["mean", "epistemic_std", *(["aleatoric_std", "std"] if output.has_aleatoric else []), "standard_error"]
-        values: dict[str, Schema] = {name: _answer_shape(output) for name in names}
+        values: dict[str, Schema] = {name: _nested(_NUMERIC, output.shape) for name in names}
         return _object({**values, **drawn}, [*names, *guarantees], closed=False)
     by_class = {name: _by_class(output) for name in ("probabilities", "std", "standard_error")}
-    nats = {"type": "number", "minimum": 0, "description": "in nats"}
-    by_row = dict.fromkeys(("predictive_entropy", "expected_entropy", "mutual_information"), nats)
-    properties = {"label": {"type": "string"}, **by_class, **by_row}
+    nats = _nested({"type": "number", "minimum": 0, "description": "in nats"}, output.shape[:-1])
+    by_place = dict.fromkeys(("predictive_entropy", "expected_entropy", "mutual_information"), nats)
+    properties = {"label": _label(output), **by_class, **by_place}
     return _object({**properties, **drawn}, [*properties, *guarantees], closed=False)
 
 
@@ -271,16 +272,22 @@ def _guarantees(manifest: Manifest, output: ModelOutput) -> dict[str, Schema]:
     return found
 
 
+def _label(output: ModelOutput) -> Schema:
+    return _nested({"type": "string"}, output.shape[:-1])
+
+
 def _by_class(output: ModelOutput) -> Schema:
-    classes = output.shape[-1]
+    classes, numbers = output.shape[-1], _nested(_NUMERIC, output.shape[:-1])
     if output.labels is None and classes is None:
-        return {"type": "object", "additionalProperties": {"type": "number"}}
+        return {"type": "object", "additionalProperties": numbers}
     labels = class_labels(output, classes or 0)
-    return _object({label: {"type": "number"} for label in labels}, labels)
+    return _object(dict.fromkeys(labels, numbers), labels)
 
 
-def _answer_shape(output: ModelOutput) -> Schema:
-    schema: Schema = {"type": "number"}
-    for _ in output.shape:
+def _nested(schema: Schema, shape: list[int | None]) -> Schema:
+    """Of each place of a row [*shape]: what it has, in nested lists; of a single place that itself."""
+    for axis in reversed(shape):
         schema = {"type": "array", "items": schema}
+        if axis is not None:
+            schema |= {"minItems": axis, "maxItems": axis}
     return schema

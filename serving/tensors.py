@@ -123,7 +123,7 @@ def finite_outputs(arrays: Mapping[str, np.ndarray], names: Sequence[str] = ()) 
 
 
 def check_scores(scores: np.ndarray) -> None:
-    """Raise InvalidRequest, in TensorFlow Serving's words, unless a row has one choice: scores [N, K] of its classes."""
+    """Raise InvalidRequest, in TensorFlow Serving's words, unless the scores are [N, K]: a row has one class."""
     if scores.ndim != 2:
         shape = ",".join(map(str, scores.shape))
         raise InvalidRequest(f"Expected Tensor shape: [batch_size num_classes] but got [{shape}]")
