@@ -29,9 +29,13 @@ from models.engine import Engine
 from models.heads import Head
 from models.holdout import Array, NotFinite, Rows
 from models.novelty import Novelty
+from models.sampling import some
 
 # Arrays [N, ...] by input name.
 Inputs = Mapping[str, Array]
+
+# Numbers in all draws of one row of several places, beyond which no temperature is looked for: 64 MB.
+MOST_NUMBERS = 2**24
 
 
 def calibrate(
@@ -43,6 +47,7 @@ def calibrate(
     What an output's shape or the rows do not allow stays off, and `warnings` says so.
     """
     settings.check_task(any(head.is_classification for head in engine.heads))
+    settings.check_choice(any(_is_one_choice(head) for head in engine.heads))
     engine.novelty, reason = _novelty(engine, rows, known_inputs)
     fitted = [_fitted(engine, head, rows, number) for number, head in enumerate(engine.heads)]
     if reason is not None:
@@ -100,6 +105,11 @@ def _is_one_value(head: Head) -> bool:
     return not head.is_classification and not head.output.shape
 
 
+def _can_be_judged(head: Head) -> bool:
+    """Whether an answer can be withheld, and have a set or an interval."""
+    return _is_one_choice(head) or _is_one_value(head)
+
+
 def _numbers(engine: Engine, rows: Rows) -> int:
     """Numbers in all draws of one row."""
     longest = max((size for array in rows.inputs.values() for size in array.shape[1:]), default=1)
@@ -112,7 +122,7 @@ def _answers(engine: Engine, rows: Rows) -> dict[str, Array]:
     judged = {
         f"{head.output.prefix}{name}"
         for head in engine.heads
-        if _known(head).fit is not None
+        if _known(head).fit is not None and _can_be_judged(head)
         for name in ("probabilities", "mean", "std")
     }
 
@@ -129,18 +139,47 @@ def _fitted(engine: Engine, head: Head, rows: Rows, number: int) -> Head:
     if _is_one_choice(head):
         used = _usable(engine, head, rows)
         found, reason = temperature.fit(_draws(engine, head, used)["draws"], used.targets[number])
+    elif head.is_classification:
+        return _fitted_to_places(engine, head, rows, rows.targets[number])
     elif _is_one_value(head):
         used = _usable(engine, head, rows)
         draws = _draws(engine, head, used)
         found, reason = noise.fit(draws["draws"], draws.get("aleatoric_draws"), used.targets[number])
     else:
-        what = "classes" if head.is_classification else "numbers"
-        found, reason = None, f"not calibrated: a row has several {what} (shape {head.output.shape})"
+        found, reason = None, f"not calibrated: a row has several numbers (shape {head.output.shape})"
     known = OutputCalibration(fit=found, warnings=[] if reason is None else [reason])
     output = head.output
     if isinstance(found, Noise):
         output = output.model_copy(update={"has_aleatoric": True})
     return replace(head, output=output, calibration=known)
+
+
+def _fitted_to_places(engine: Engine, head: Head, rows: Rows, target: Array) -> Head:
+    """The head with a temperature for all places of a row: of a large map some of them, at random, show it.
+
+    target: [N, ...], the classes of the places.
+    """
+    warnings = [f"neither prediction sets nor abstention: a row has several classes (shape {head.output.shape})"]
+    numbers, classes = _numbers(engine, rows), len(head.output.labels or "1")
+    if numbers > MOST_NUMBERS:
+        warnings.append(
+            f"temperature stays off: {engine.num_samples} draws of a row are {numbers:,} numbers, at most "
+            f"{MOST_NUMBERS:,} wanted"
+        )
+        return replace(head, calibration=OutputCalibration(warnings=warnings))
+    flat = target.reshape(len(target), -1)
+    places = some(np.arange(flat.shape[1]), temperature.usable_places(engine.num_samples, classes))
+    used = temperature.usable_rows((rows.count, engine.num_samples, len(places), classes))
+
+    def draws(inputs: list[tf.Tensor]) -> dict[str, tf.Tensor]:
+        found = engine.served_draws(inputs)[head.output.prefix + "draws"]
+        by_place = tf.reshape(found, [-1, engine.num_samples, flat.shape[1], classes])
+        return {"draws": tf.gather(by_place, places, axis=2)}
+
+    drawn = rows.some(used).run(draws, engine.input_specs, numbers)["draws"]
+    fit, reason = temperature.fit(drawn, some(flat, used)[:, places])
+    warnings += [] if reason is None else [reason]
+    return replace(head, calibration=OutputCalibration(fit=fit, warnings=warnings))
 
 
 def _usable(engine: Engine, head: Head, rows: Rows) -> Rows:
@@ -164,7 +203,7 @@ def _draws(engine: Engine, head: Head, rows: Rows) -> dict[str, Array]:
 def _judged(head: Head, answers: dict[str, Array], target: Array, settings: CalibrationSettings) -> Head:
     """The head with its prediction sets and its abstention, from the answers that are served with the fit."""
     known = _known(head)
-    if known.fit is None:
+    if known.fit is None or not _can_be_judged(head):
         return head
     if not head.is_classification:
         mean, std = answers[head.output.prefix + "mean"], answers[head.output.prefix + "std"]

@@ -53,5 +53,13 @@ class CalibrationSettings:
             if value is not None and not is_classification:
                 raise SettingsError(f"{option}: only for classes: the answer of a regression is not right or wrong")
 
+    def check_choice(self, is_one_choice: bool) -> None:
+        """Raise SettingsError where what is asked for is only for one class a row, and every row has several places."""
+        for option, value in (("max-error", self.max_error), ("cost-ratio", self.cost_ratio)):
+            if value is not None and not is_one_choice:
+                raise SettingsError(
+                    f"{option}: only for one class a row: this model answers with a class for each place of a row"
+                )
+
 
 AS_USUAL = CalibrationSettings()

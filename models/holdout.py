@@ -287,8 +287,18 @@ class Rows:
         for output, target in zip(self.outputs, self.targets, strict=True):
             key, measure = ("probabilities", _classification) if output.labels else ("mean", _regression)
             values = answers[output.prefix + key].astype(np.float64)
+            places = values.shape[: target.ndim]
+            if target.shape != places:
+                raise PlacesError(output.name, target.shape, places)
             found |= {output.prefix + name: value for name, value in measure(values, target).items()}
         return found
+
+
+class PlacesError(ArtifactError):
+    """Answers of held-out rows are of other places than the network's. One line: the output, found, wanted."""
+
+    def __init__(self, output: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+        super().__init__(f"held-out answers of output {output!r}: shape {found} found, {wanted} wanted for these rows")
 
 
 class NotFinite(ArtifactError):

@@ -1,10 +1,11 @@
 """Temperature of a classification's draws: fitted on held-out rows, kept only where cross-validation shows a gain.
 
-Arrays are NumPy's: draws [N, T, K] of probabilities, classes [N].
+Arrays are NumPy's: draws [N, T, K] of probabilities, classes [N]; of P places in a row [N, T, P, K] and [N, P].
 """
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -37,18 +38,22 @@ def fit(draws: Array, classes: Array) -> tuple[Temperature, str | None]:
     """The temperature of these rows, and the sentence that says why it stays off (value 1), if it does.
 
     It minimises the negative log-likelihood of the mean over the draws (Guo et al. 2017: of one softmax), with a normal
-    prior on log T around 0.
+    prior on log T around 0. Of several places in a row each one counts; a fold of the cross-validation is of whole
+    rows, as a row's places are alike.
     """
-    rows = usable_rows(draws.shape)
-    logs, classes = logarithms(some(draws, rows)), some(classes, rows)
+    most = usable_rows(draws.shape)
+    draws, classes = some(draws, most), some(classes, most)
+    count = len(classes)
+    rows = np.repeat(np.arange(count), classes.size // count)
+    logs, classes = logarithms(_by_place(draws)), classes.reshape(-1)
     before = answers(logs, 1.0)
     nll_before, ece_before = nll(before, classes), expected_calibration_error(before, classes)
-    if len(classes) < MIN_ROWS:
+    if count < MIN_ROWS:
         off = Temperature(
             value=1.0, nll_before=nll_before, nll_after=nll_before, ece_before=ece_before, ece_after=ece_before
         )
-        return off, f"temperature stays off: {len(classes)} calibration rows found, {MIN_ROWS} wanted at least"
-    after = cross_validated(logs, classes)
+        return off, f"temperature stays off: {count} calibration rows found, {MIN_ROWS} wanted at least"
+    after = cross_validated(logs, classes, rows)
     nll_after, ece_after = nll(after, classes), expected_calibration_error(after, classes)
     is_better = nll_after < nll_before
     found = Temperature(
@@ -72,8 +77,18 @@ def applied(draws: tf.Tensor, temperature: float, binary: bool) -> tf.Tensor:
 
 
 def usable_rows(shape: tuple[int, ...]) -> int:
-    """How many rows of draws of this shape [N, T, K] are used."""
-    return min(shape[0], max(MIN_ROWS, MOST_NUMBERS // (shape[1] * shape[2])))
+    """How many rows of draws of this shape [N, T, ...] are used."""
+    return min(shape[0], max(MIN_ROWS, MOST_NUMBERS // prod(shape[1:])))
+
+
+def usable_places(num_samples: int, classes: int) -> int:
+    """Of how many places in a row the draws are used at most: so many that the fewest rows stay within the bound."""
+    return max(MOST_NUMBERS // (MIN_ROWS * num_samples * classes), 1)
+
+
+def _by_place(draws: Array) -> Array:
+    """[N, T, P, K] -> [N P, T, K]; those of one place [N, T, K] as they are."""
+    return draws if draws.ndim == 3 else np.moveaxis(draws, 1, 2).reshape(-1, draws.shape[1], draws.shape[3])
 
 
 def logarithms(draws: Array) -> Array:
@@ -99,11 +114,12 @@ def minimiser(logs: Array, classes: Array) -> float:
     return float(np.exp(found.x))
 
 
-def cross_validated(logs: Array, classes: Array) -> Array:
-    """Each row's answer at the temperature of the other folds' rows: [N, K]."""
+def cross_validated(logs: Array, classes: Array, rows: Array) -> Array:
+    """Each answer at the temperature of the other folds: [N, K]. rows: [N] whose they are, ascending from 0."""
     found = np.empty((logs.shape[0], logs.shape[2]))
-    for rest, fold in KFold(FOLDS, shuffle=True, random_state=0).split(classes):
-        found[fold] = answers(logs[fold], minimiser(logs[rest], classes[rest]))
+    for _, chosen in KFold(FOLDS, shuffle=True, random_state=0).split(np.unique(rows)):
+        fold = np.isin(rows, chosen)
+        found[fold] = answers(logs[fold], minimiser(logs[~fold], classes[~fold]))
     return found
 
 

@@ -6,6 +6,7 @@ import tensorflow as tf
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 from sklearn.metrics import log_loss
+from sklearn.model_selection import KFold
 
 from models import temperature
 from models.reliability import expected_calibration_error
@@ -38,6 +39,22 @@ def test_it_is_the_minimiser_and_undoes_a_sharpening(sharpness):
         assert found.value == pytest.approx(sharpness, rel=0.15)
     assert (found.value == 1.0) == (sharpness == 1.0 and found.nll_after >= found.nll_before)
     assert found.nll_before == pytest.approx(log_loss(classes, draws.mean(axis=1, dtype=np.float64)), abs=1e-6)
+
+
+def test_places_of_a_row_count_each_and_stay_in_one_fold():
+    flat, of_places = made_up(120, 2.5)
+    draws, classes = flat.reshape(40, 3, 30, 3).transpose(0, 2, 1, 3), of_places.reshape(40, 3)
+    found, _ = temperature.fit(draws, classes)
+    alone, _ = temperature.fit(flat, of_places)
+    assert found.value == pytest.approx(alone.value, rel=1e-3)
+    assert found.nll_before == pytest.approx(alone.nll_before)
+    held_out = np.empty(120)
+    for rest, fold in KFold(5, shuffle=True, random_state=0).split(classes):
+        value, _ = temperature.fit(draws[rest], classes[rest])
+        chosen = draws[fold].transpose(0, 2, 1, 3).reshape(-1, 30, 3)
+        own = tempered(chosen, value.value)[np.arange(len(chosen)), classes[fold].ravel()]
+        held_out[(fold[:, None] * 3 + np.arange(3)).ravel()] = -np.log(own)
+    assert found.nll_after == pytest.approx(held_out.mean(), rel=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(12))
