@@ -1,14 +1,16 @@
 """What an answer must be: its form, and what holds between its numbers whatever the model.
 
+A row has one class or one number, or several places with one for each: then the values are nested lists over them.
 The memory keeps the first answer of each (row, num_samples, seed): a row's answer depends on nothing else.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 # Probabilities come from float32 arithmetic.
 SUM_TOLERANCE = 1e-5
@@ -19,14 +21,57 @@ NOVELTY_TOLERANCE = 2e-5
 # An identity between float32 numbers: absolute, and relative as well.
 IDENTITY_TOLERANCE = 1e-5
 
-NotNegative = Annotated[FiniteFloat, Field(ge=0)]
-Probability = Annotated[FiniteFloat, Field(ge=0, le=1)]
-Values = FiniteFloat | list[FiniteFloat]
-Spread = NotNegative | list[NotNegative]
-
 
 class AnswerError(Exception):
     """An answer is wrong. `str()` says what was found and what was wanted."""
+
+
+def flat(value: Any) -> Iterator[Any]:
+    """What stands in nested lists, in order; what is no list itself."""
+    if isinstance(value, list):
+        for entry in value:
+            yield from flat(entry)
+    else:
+        yield value
+
+
+def shape(value: Any) -> tuple[int, ...]:
+    """Of nested lists; () of what is no list. Raises AnswerError where they are uneven."""
+    if not isinstance(value, list):
+        return ()
+    inner = {shape(entry) for entry in value}
+    if len(inner) > 1:
+        raise AnswerError(f"lists of the shapes {sorted(inner)} in one, wanted the same")
+    return (len(value), *(inner.pop() if inner else ()))
+
+
+def _numbers(least: float = -math.inf, most: float = math.inf) -> AfterValidator:
+    """A finite number within the bounds, or nested lists of them."""
+
+    def check(value: Any) -> Any:
+        for number in flat(value):
+            # A truth value is no number.
+            is_good = type(number) in (int, float) and math.isfinite(number) and least <= number <= most
+            if not is_good:
+                raise ValueError(f"{number!r} found, a finite number from {least:g} to {most:g} wanted")
+        return value
+
+    return AfterValidator(check)
+
+
+def _texts(value: Any) -> Any:
+    wrong = [text for text in flat(value) if not isinstance(text, str)]
+    if wrong:
+        raise ValueError(f"{wrong[0]!r} found, a text wanted")
+    return value
+
+
+NotNegative = Annotated[FiniteFloat, Field(ge=0)]
+# Of each place.
+Label = Annotated[Any, AfterValidator(_texts)]
+Probability = Annotated[Any, _numbers(0, 1)]
+Values = Annotated[Any, _numbers()]
+Spread = Annotated[Any, _numbers(0)]
 
 
 class _Form(BaseModel):
@@ -56,23 +101,30 @@ class UncertaintyAnswer(PredictAnswer):
 
 
 class ClassPrediction(_Form):
-    label: str
+    label: Label
     probabilities: dict[str, Probability]
 
     def check(self) -> None:
-        total = math.fsum(self.probabilities.values())
-        if abs(total - 1) > SUM_TOLERANCE:
-            raise AnswerError(f"probabilities sum to {total:.7f}, wanted 1")
-        if self.probabilities.get(self.label) != max(self.probabilities.values()):
-            raise AnswerError(f"label {self.label!r} is not the one with the highest probability")
+        _check_places({"label": self.label, **{f"probabilities.{name}": p for name, p in self.probabilities.items()}})
+        names = list(self.probabilities)
+        for label, own in zip(flat(self.label), self._by_place(), strict=True):
+            total = math.fsum(own)
+            if abs(total - 1) > SUM_TOLERANCE:
+                raise AnswerError(f"probabilities sum to {total:.7f}, wanted 1")
+            if label not in names or own[names.index(label)] != max(own):
+                raise AnswerError(f"label {label!r} is not the one with the highest probability")
+
+    def _by_place(self) -> list[tuple[float, ...]]:
+        """Each place's probabilities, in the labels' order."""
+        return list(zip(*map(flat, self.probabilities.values()), strict=True))
 
 
 class SampledClass(ClassPrediction, _Calibrated):
-    std: dict[str, NotNegative]
-    standard_error: dict[str, NotNegative]
-    predictive_entropy: NotNegative
-    expected_entropy: NotNegative
-    mutual_information: NotNegative
+    std: dict[str, Spread]
+    standard_error: dict[str, Spread]
+    predictive_entropy: Spread
+    expected_entropy: Spread
+    mutual_information: Spread
     # Any of the labels, or none of them: each is judged by itself.
     prediction_set: list[str] | None = None
 
@@ -82,11 +134,16 @@ class SampledClass(ClassPrediction, _Calibrated):
             wanted = [label for label in self.probabilities if label in self.prediction_set]
             if self.prediction_set != wanted:
                 raise AnswerError(f"prediction_set is {self.prediction_set}, wanted labels in their order, each once")
-        _check_same("predictive_entropy", self.predictive_entropy, _entropy(list(self.probabilities.values())))
-        _check_same("mutual_information", self.mutual_information, self.predictive_entropy - self.expected_entropy)
+        names = ("predictive_entropy", "expected_entropy", "mutual_information")
+        _check_places({"label": self.label, **{name: getattr(self, name) for name in names}})
+        entropies = zip(*(flat(getattr(self, name)) for name in names), strict=True)
+        for own, (predictive, expected, mutual) in zip(self._by_place(), entropies, strict=True):
+            _check_same("predictive_entropy", predictive, _entropy(own))
+            _check_same("mutual_information", mutual, predictive - expected)
         for label, std in self.std.items():
-            found = self.standard_error.get(label, math.nan)
-            _check_same(f"standard_error of {label}", found, std / math.sqrt(num_samples))
+            _check_places({"label": self.label, f"std of {label}": std})
+            error = self.standard_error.get(label, math.nan)
+            _check_errors(f"standard_error of {label}", error, std, num_samples)
 
 
 class ValuePrediction(_Form):
@@ -114,11 +171,8 @@ class SampledValue(ValuePrediction, _Calibrated):
     def check_draws(self, num_samples: int) -> None:
         self._check_interval()
         self._check_std()
-        errors, stds = (v if isinstance(v, list) else [v] for v in (self.standard_error, self.epistemic_std))
-        if len(errors) != len(stds):
-            raise AnswerError(f"standard_error has {len(errors)} values, wanted {len(stds)}")
-        for found, std in zip(errors, stds, strict=True):
-            _check_same("standard_error", found, std / math.sqrt(num_samples))
+        _check_places({"mean": self.mean, "epistemic_std": self.epistemic_std})
+        _check_errors("standard_error", self.standard_error, self.epistemic_std, num_samples)
 
     def _check_interval(self) -> None:
         if self.interval is None:
@@ -137,10 +191,9 @@ class SampledValue(ValuePrediction, _Calibrated):
             raise AnswerError("one of std and aleatoric_std, wanted both or none")
         if self.std is None or self.aleatoric_std is None:
             return
-        parts = [v if isinstance(v, list) else [v] for v in (self.std, self.epistemic_std, self.aleatoric_std)]
-        if len({len(part) for part in parts}) != 1:
-            raise AnswerError("std, epistemic_std and aleatoric_std of different lengths")
-        for found, epistemic, aleatoric in zip(*parts, strict=True):
+        parts = {"std": self.std, "epistemic_std": self.epistemic_std, "aleatoric_std": self.aleatoric_std}
+        _check_places(parts)
+        for found, epistemic, aleatoric in zip(*map(flat, parts.values()), strict=True):
             _check_same("std", found, math.hypot(epistemic, aleatoric))
 
 
@@ -229,7 +282,22 @@ def _outputs(prediction: dict[str, Any]) -> list[Any]:
     return [prediction] if {"probabilities", "mean"} & prediction.keys() or not groups else groups
 
 
-def _entropy(probabilities: list[float]) -> float:
+def _check_places(values: dict[str, Any]) -> None:
+    """All of them have the same places."""
+    shapes = {name: shape(value) for name, value in values.items()}
+    if len(set(shapes.values())) > 1:
+        shown = ", ".join(f"{name} {found}" for name, found in shapes.items())
+        raise AnswerError(f"shapes {shown}: wanted the same places in all")
+
+
+def _check_errors(name: str, errors: Any, stds: Any, num_samples: int) -> None:
+    """Standard errors are of so many draws with these deviations."""
+    _check_places({name: errors, "std": stds})
+    for found, std in zip(flat(errors), flat(stds), strict=True):
+        _check_same(name, found, std / math.sqrt(num_samples))
+
+
+def _entropy(probabilities: tuple[float, ...]) -> float:
     """In nats."""
     return -sum(p * math.log(p) for p in probabilities if p > 0)
 

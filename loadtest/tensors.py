@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
 from loadtest import manifest
-from loadtest.answers import AnswerError
+from loadtest.answers import AnswerError, flat, shape
 from loadtest.errors import LoadTestError
 from loadtest.manifest import Input, Manifest
 
@@ -50,12 +50,12 @@ class Table:
         """The numbers of a row in the model's order; raises LoadTestError where they are not so many numbers."""
         if isinstance(row, dict):
             row = [row.get(name) for name in self.columns or (self.input,)]
-        flat = list(_flat(row))
-        if len(flat) != self.width or not all(type(value) in (int, float) for value in flat):
+        numbers = list(flat(row))
+        if len(numbers) != self.width or not all(type(value) in (int, float) for value in numbers):
             raise LoadTestError(
                 f"{self.model}: row {str(row)[:60]}: wanted {self.width} numbers, for the tensor protocols"
             )
-        return flat
+        return numbers
 
 
 def check(host: str, rows: list[Any]) -> Table:
@@ -84,11 +84,12 @@ def describe(model: Manifest) -> Table:
 
 def check_outputs(table: Table, outputs: Outputs) -> None:
     """Raise AnswerError unless the deterministic answer's outputs are there, with as many values for each row."""
-    for name, shape in table.outputs.items():
+    for name, wanted in table.outputs.items():
         for value in outputs.get(name, [None]):
-            found = (len(value),) if isinstance(value, list) else () if isinstance(value, (int, float)) else None
-            if found is None or len(found) != len(shape) or (found != shape and None not in shape):
-                raise AnswerError(f"{name} is of shape {found} for a row, wanted {shape} of {table.model}")
+            found = None if value is None else shape(value)
+            sizes = None if found is None or len(found) != len(wanted) else zip(wanted, found, strict=True)
+            if sizes is None or any(size not in (None, own) for size, own in sizes):
+                raise AnswerError(f"{name} is of shape {found} for a row, wanted {wanted} of {table.model}")
 
 
 def rest_body(table: Table, rows: list[list[float]], num_samples: int, seed: int) -> bytes:
@@ -189,14 +190,16 @@ def predictions(outputs: Outputs, rows: int) -> list[dict[str, Any]]:
         return [_value({name: values[row] for name, values in outputs.items()}) for row in range(rows)]
     answers = []
     for row in range(rows):
+        probabilities = outputs["probabilities"][row]
+        # What has an axis for the classes is by class; what is of a place has one axis less.
+        axes = len(shape(probabilities))
         answer: dict[str, Any] = {
-            name: dict(enumerate_text(values[row])) if isinstance(values[row], list) else values[row]
+            name: _by_class(values[row]) if axes and len(shape(values[row])) == axes else values[row]
             for name, values in outputs.items()
         }
         if "prediction_set" in answer:
             answer["prediction_set"] = [label for label, inside in answer["prediction_set"].items() if inside]
-        best = max(answer["probabilities"], key=answer["probabilities"].__getitem__)
-        answers.append({"label": best, **answer})
+        answers.append({"label": _best(probabilities), **answer})
     return answers
 
 
@@ -210,8 +213,21 @@ def _value(answer: dict[str, Any]) -> dict[str, Any]:
     return {**answer, "interval": {"lower": lower, "upper": upper}}
 
 
-def enumerate_text(values: list[Any]) -> list[tuple[str, Any]]:
-    return [(str(index), value) for index, value in enumerate(values)]
+def _by_class(values: list[Any]) -> dict[str, Any]:
+    """Nested lists [..., K] as an object of nested lists [...] by the classes' numbers."""
+    if not values or not isinstance(values[0], list):
+        return {str(index): value for index, value in enumerate(values)}
+    places = [_by_class(value) for value in values]
+    return {label: [place[label] for place in places] for label in places[0]}
+
+
+def _best(probabilities: Any) -> Any:
+    """Of [..., K] the number of the largest, as the labels of each place."""
+    if isinstance(probabilities, list) and probabilities and isinstance(probabilities[0], list):
+        return [_best(place) for place in probabilities]
+    if not isinstance(probabilities, list) or not probabilities:
+        raise AnswerError(f"probabilities are {probabilities!r}, wanted one for each class")
+    return str(max(range(len(probabilities)), key=probabilities.__getitem__))
 
 
 def _check_model(found: Any, asked: str) -> None:
@@ -219,20 +235,12 @@ def _check_model(found: Any, asked: str) -> None:
         raise AnswerError(f"model {found!r} answered, wanted {asked!r}")
 
 
-def _flat(values: Any) -> Iterator[Any]:
-    if isinstance(values, list):
-        for value in values:
-            yield from _flat(value)
-    else:
-        yield values
-
-
-def _nested(flat: list[float], shape: tuple[int, ...]) -> list[Any]:
-    """A row of this shape."""
-    if len(shape) == 1:
-        return flat
-    size = math.prod(shape[1:])
-    return [_nested(flat[start : start + size], shape[1:]) for start in range(0, len(flat), size)]
+def _nested(values: list[Any], sizes: Sequence[int]) -> list[Any]:
+    """A flat list in this shape."""
+    if len(sizes) == 1:
+        return values
+    step = math.prod(sizes[1:])
+    return [_nested(values[start : start + step], sizes[1:]) for start in range(0, len(values), step)]
 
 
 def _json(content: bytes) -> dict[str, Any]:
@@ -255,12 +263,10 @@ def _floats(rows: list[list[float]]) -> bytes:
     return struct.pack(f"<{len(flat)}f", *flat)
 
 
-def _shaped(flat: list[Any], shape: list[int]) -> list[Any]:
-    """A flat list, or one that is nested already, by rows; answers here have one axis or two."""
-    if len(flat) != math.prod(shape):
-        if len(flat) == shape[0]:
-            return flat
-        raise AnswerError(f"{len(flat)} values, wanted shape {shape}")
-    if len(shape) == 1:
-        return flat
-    return [flat[start : start + shape[1]] for start in range(0, len(flat), shape[1])]
+def _shaped(values: list[Any], sizes: list[int]) -> list[Any]:
+    """A flat list, or one that is nested already, by rows."""
+    if values and isinstance(values[0], list):
+        return values
+    if not values or len(values) != math.prod(sizes):
+        raise AnswerError(f"{len(values)} values, wanted shape {sizes}")
+    return _nested(values, sizes)

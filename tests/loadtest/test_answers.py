@@ -47,6 +47,21 @@ def changed(prediction: dict[str, Any], path: str, value: Any) -> dict[str, Any]
 
 SPREAD = VALUE | {"aleatoric_std": 1.2, "std": 1.3, "interval": INTERVAL, "abstain": True, "novelty": 0.0}
 
+# A class, and a number, for each of several places in a row.
+PLACES: dict[str, Any] = {
+    "label": [["mine", "rock"], ["mine", "mine"]],
+    "probabilities": {"mine": [[0.75, 0.25], [0.75, 0.75]], "rock": [[0.25, 0.75], [0.25, 0.25]]},
+    "std": {label: [[0.2, 0.1], [0.2, 0.2]] for label in ("mine", "rock")},
+    "standard_error": {label: [[0.02, 0.01], [0.02, 0.02]] for label in ("mine", "rock")},
+    "predictive_entropy": [[ENTROPY, ENTROPY], [ENTROPY, ENTROPY]],
+    "expected_entropy": [[ENTROPY - 0.1, ENTROPY - 0.2], [ENTROPY, ENTROPY]],
+    "mutual_information": [[0.1, 0.2], [0.0, 0.0]],
+    "num_samples": 100,
+    "converged": True,
+    "novelty": 1.0,
+}
+MAP = VALUE | {"mean": [[1.0, 2.0, 3.0]], "epistemic_std": [[0.5, 0.1, 0.2]], "standard_error": [[0.05, 0.01, 0.02]]}
+
 
 @pytest.mark.parametrize(
     "prediction",
@@ -59,6 +74,9 @@ SPREAD = VALUE | {"aleatoric_std": 1.2, "std": 1.3, "interval": INTERVAL, "absta
         SPREAD,
         SPREAD | {"interval": {"lower": None, "upper": None, "coverage": 0.99}},
         VALUE | {"mean": [1.0, 2.0], "epistemic_std": [0.5, 0.1], "standard_error": [0.05, 0.01]},
+        PLACES,
+        MAP,
+        {"object": PLACES, "depth": MAP, "num_samples": 100, "converged": True},
         # One output of each kind: the draws are the row's.
         {"object": SAMPLED, "depth": VALUE, "num_samples": 100, "converged": True},
     ],
@@ -71,6 +89,9 @@ SPREAD = VALUE | {"aleatoric_std": 1.2, "std": 1.3, "interval": INTERVAL, "absta
         "calibrated value",
         "no ends",
         "values",
+        "a class for each place",
+        "a number for each place",
+        "two outputs of several places",
         "two outputs",
     ],
 )
@@ -132,6 +153,61 @@ def test_wrong_number_of_a_regression_answer_is_named(path, value):
 def test_wrong_field_of_a_calibrated_answer_is_named(prediction, path, value, named):
     with pytest.raises(AnswerError, match=named):
         Memory().check_uncertainty(body(changed(prediction, path, value)), [5], num_samples=100, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "path", "value", "named"),
+    [
+        (PLACES, "probabilities.mine", [[0.75, 0.25], [0.75, 0.76]], "probabilities sum to 1.01"),
+        (PLACES, "probabilities.mine", [[0.75, 0.25], [0.75, None]], "probabilities.mine"),
+        (PLACES, "probabilities.mine", [[0.75, 0.25], [0.75]], "of the shapes"),
+        (PLACES, "probabilities.mine", [0.75, 0.25], "wanted the same places"),
+        (PLACES, "label", [["mine", "rock"], ["rock", "mine"]], "label 'rock' is not the one"),
+        (PLACES, "label", [["mine", "rock"], ["mine", 1]], "label"),
+        (PLACES, "label", "mine", "wanted the same places"),
+        (PLACES, "predictive_entropy", [[ENTROPY, ENTROPY], [ENTROPY, 0.1]], "predictive_entropy is 0.1"),
+        (PLACES, "predictive_entropy", ENTROPY, "wanted the same places"),
+        (PLACES, "mutual_information", [[0.1, 0.2], [0.0, 0.1]], "mutual_information is 0.1"),
+        (PLACES, "expected_entropy", [[0.1, 0.2], [0.0, -0.1]], "expected_entropy"),
+        (PLACES, "std.rock", [[0.2, 0.1], [0.2, 0.3]], "standard_error of rock"),
+        (PLACES, "standard_error.mine", [0.02, 0.01, 0.02, 0.02], "wanted the same places"),
+        (MAP, "standard_error", [[0.05, 0.01, 0.03]], "standard_error is 0.03"),
+        (MAP, "standard_error", [0.05, 0.01, 0.02], "wanted the same places"),
+        (MAP, "mean", [[1.0, 2.0]], "wanted the same places"),
+        (MAP, "mean", [[1.0, 2.0, "3.0"]], "mean"),
+        (MAP, "epistemic_std", [[0.5, 0.1, -0.2]], "epistemic_std"),
+    ],
+)
+def test_wrong_place_of_an_answer_is_named(prediction, path, value, named):
+    with pytest.raises(AnswerError, match=named):
+        Memory().check_uncertainty(body(changed(prediction, path, value)), [5], num_samples=100, seed=0)
+
+
+def test_tensors_of_several_places_are_the_native_answers():
+    names = ("probabilities", "std", "standard_error")
+    outputs: dict[str, list[Any]] = {
+        name: [[[[PLACES[name][label][i][j] for label in ("mine", "rock")] for j in (0, 1)] for i in (0, 1)]]
+        for name in names
+    }
+    outputs |= {name: [PLACES[name]] for name in PLACES if name.endswith(("entropy", "information"))}
+    table = tensors.Table("some", "x", (2, 2, 3), (), {"probabilities": (2, None, 2)})
+    tensors.check_outputs(table, outputs)
+    [found] = tensors.predictions(outputs, 1)
+    assert found["label"] == [["0", "1"], ["0", "0"]]
+    for name in names:
+        assert found[name] == {"0": PLACES[name]["mine"], "1": PLACES[name]["rock"]}
+    Memory().check_draws("some", [found], [0], 100, 0)
+    with pytest.raises(AnswerError, match="probabilities is of shape"):
+        tensors.check_outputs(table, {"probabilities": [[[0.25, 0.75]]]})
+
+
+@pytest.mark.parametrize("is_flat", [True, False])
+def test_tensors_of_v2_are_nested_by_their_shape(is_flat):
+    nested = [[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], [[7.0, 8.0], [9.0, 10.0], [11.0, 12.0]]]
+    data: list[Any] = [float(number) for number in range(1, 13)] if is_flat else nested
+    tensor = {"name": "mean", "shape": [2, 3, 2], "datatype": "FP32", "data": data}
+    head = json.dumps({"model_name": "some", "outputs": [tensor]}).encode()
+    assert tensors.v2_outputs(head, None, "some") == {"mean": nested}
 
 
 def test_tensors_of_a_calibrated_model_are_answers_too():
