@@ -48,16 +48,19 @@ def test_one_temperature_is_fitted_to_all_places_and_no_more_is_promised(name, r
     rows = overstated(net, shape)
     plain = Artifact(publish(net, name="plain-places", repository=repository))
     tempered = Artifact(publish(net, name="tempered-places", repository=repository, holdout=rows))
-    learned, fit = known(tempered), known(tempered).fit
+    learned, fit, calibrated = known(tempered), known(tempered).fit, tempered.manifest.calibration
+    assert calibrated is not None
     assert isinstance(fit, Temperature)
     assert fit.value > 1.3
     assert fit.nll_after < fit.nll_before
-    assert learned.conformal is learned.abstention is learned.reference.predictive_entropy is None
+    assert learned.conformal is None
+    assert learned.abstention is None
+    assert learned.reference.predictive_entropy is None
     output = tempered.manifest.outputs[0]
     assert learned.warnings == [
         f"neither prediction sets nor abstention: a row has several classes (shape {output.shape})"
     ]
-    assert any(f"temperature {fit.value:.3g}" in line for line in sentences(tempered.manifest.calibration))
+    assert any(f"temperature {fit.value:.3g}" in line for line in sentences(calibrated))
     x = np.random.default_rng(5).normal(size=(3, *shape)).astype(np.float32)
     draws = tempered.draws(x, 100)
     expected = softmax(np.log(plain.draws(x, 100).astype(np.float64)) / fit.value, axis=-1)
