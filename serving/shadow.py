@@ -86,13 +86,21 @@ class Shadow:
         if failure is not None:
             self._fail(current, candidate, failure)
             return
+        ours, theirs = answer.result(), other.result()
+        unlike = [name for name in ours if name in theirs and ours[name].shape != theirs[name].shape]
+        if unlike:
+            # Free axes: as many places as each network makes of the input.
+            shapes = f"{list(theirs[unlike[0]].shape)}, wanted {list(ours[unlike[0]].shape)}"
+            self._fail(current, candidate, ServingError(f"its {unlike[0]} has the shape {shapes}"))
+            return
         self._count(current, candidate, "compared")
         for output in current.manifest.outputs:
             labels = (*current.identity, candidate.version, output.name)
-            ours, theirs = answer.result(), other.result()
             probabilities = f"{output.prefix}probabilities"
             if probabilities in ours:
                 same = ours[probabilities].argmax(-1) == theirs[probabilities].argmax(-1)
+                # A row of several places: with the same label in all of them.
+                same = same.reshape(len(same), -1).all(axis=1)
                 self._metrics.count("dropserve_shadow_rows", (*labels, "true"), int(same.sum()))
                 self._metrics.count("dropserve_shadow_rows", (*labels, "false"), int((~same).sum()))
             for statistic in _COMPARED:
