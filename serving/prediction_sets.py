@@ -29,7 +29,7 @@ from models.contract import (
 
 Arrays = Mapping[str, np.ndarray]
 
-NO_SCORES = "this model has no calibration rows to promise it by"
+NO_SCORES = "this model has no calibration scores to promise it by"
 
 # Coverages whose thresholds are kept for each model: people ask for a few; who asks for many gets them made anew.
 KEPT_COVERAGES = 64

@@ -207,5 +207,5 @@ def test_a_version_without_calibration_promises_nothing(tiny, repository):
     unpromised = tiny.post("/uncertainty", json={"instances": ROWS[:1], "coverage": 0.9}).json()
     of_tensors = tiny.post("/v2/models/tiny/infer", json={"inputs": [TENSOR], "parameters": {"coverage": 0.9}}).json()
     assert not {"prediction_set", "abstain", "interval"} & unpromised["predictions"][0].keys()
-    assert unpromised["warnings"] == ["coverage 0.9: this model has no calibration rows to promise it by"]
+    assert unpromised["warnings"] == ["coverage 0.9: this model has no calibration scores to promise it by"]
     assert of_tensors["parameters"]["warning"] == unpromised["warnings"][0]

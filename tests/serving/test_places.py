@@ -107,6 +107,19 @@ def test_uncertainty_is_the_signature_s_answer(tagger):
     assert {"prediction_set", "abstain"}.isdisjoint(rows[0])
 
 
+def test_a_coverage_is_not_promised_though_there_were_calibration_rows(tagger):
+    answer = tagger.http.post("/uncertainty", json={"instances": X[:1].tolist(), "coverage": 0.9}).json()
+    assert answer["warnings"] == ["coverage 0.9: this model has no calibration scores to promise it by"]
+    assert "prediction_set" not in answer["predictions"][0]
+
+
+def test_draws_until_every_place_is_known_to_the_tolerance(tagger):
+    body = {"instances": X.tolist(), "tolerance": 0.03, "max_samples": 5_000}
+    for row in tagger.http.post("/uncertainty", json=body).raise_for_status().json()["predictions"]:
+        assert row["converged"]
+        assert np.max(list(row["standard_error"].values())) <= 0.03
+
+
 def test_the_other_protocols_give_the_same_numbers(tagger):
     expected = tagger.artifact.sample(X, **DRAWN)
     body: dict[str, Any] = {"signature_name": "mc_sample", "inputs": {"x": X.tolist(), **DRAWN}}

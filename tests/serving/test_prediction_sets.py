@@ -128,7 +128,7 @@ def test_a_coverage_of_a_model_without_scores_is_warned_of_and_gives_no_sets():
     assert sets.at().apply({}) == {}
     assert sets.at().warnings == ()
     assert sets.at(0.8).apply({}) == {}
-    assert sets.at(0.8).warnings == ("coverage 0.8: this model has no calibration rows to promise it by",)
+    assert sets.at(0.8).warnings == ("coverage 0.8: this model has no calibration scores to promise it by",)
 
 
 def test_coverages_that_are_kept_are_bounded():
