@@ -27,9 +27,6 @@ _OF_REGRESSION = ("mean", "epistemic_std", "aleatoric_std", "std", "standard_err
 # Of both, behind them.
 _LAST = (ABSTAIN, NOVELTY)
 
-# Statistics of the signatures that the answers have no room for.
-_UNSHOWN = ("lower", "upper")
-
 _BOOLEANS = {False: b"false", True: b"true"}
 
 
@@ -160,11 +157,6 @@ class _OutputWriter:
 
     def _labels_of(self, array: np.ndarray) -> list[bytes]:
         return _label_texts(tuple(class_labels(self.output, array.shape[-1])))
-
-
-def unshown(manifest: Manifest) -> list[str]:
-    """Outputs of the signatures of draws that the answers do not show."""
-    return [f"{output.prefix}{name}" for output in manifest.outputs for name in _UNSHOWN]
 
 
 @functools.lru_cache(4_096)

@@ -48,26 +48,15 @@ DRAWS_NICENESS = 19
 class Call:
     """What to run: requests with the same call may share a batch."""
 
-    __slots__ = ("brief", "draws", "function", "key", "model", "scalars")
+    __slots__ = ("draws", "function", "key", "model", "scalars")
 
-    def __init__(
-        self,
-        model: Model,
-        function: str,
-        scalars: tuple[tuple[str, Any], ...] = (),
-        draws: int = 1,
-        brief: bool = False,
-    ) -> None:
-        """scalars: the call's own arguments by name. draws: for each row, 1 for a prediction: what the call costs.
-
-        brief: only outputs that the native answers show are wanted.
-        """
+    def __init__(self, model: Model, function: str, scalars: tuple[tuple[str, Any], ...] = (), draws: int = 1) -> None:
+        """scalars: the call's own arguments by name. draws: for each row, 1 for a prediction: what the call costs."""
         self.model = model
         self.function = function
         self.scalars = scalars
         self.draws = draws
-        self.brief = brief
-        self.key: Hashable = (id(model), function, scalars, brief)
+        self.key: Hashable = (id(model), function, scalars)
 
 
 class Ticket:
@@ -335,7 +324,7 @@ def _run(batch: list[Share]) -> Ran:
     call = batch[0][0].call
     inputs = _joined([{name: x[start:stop] for name, x in ticket.inputs.items()} for ticket, start, stop in batch])
     try:
-        outputs = call.model.run(call.function, {**inputs, **dict(call.scalars)}, call.brief)
+        outputs = call.model.run(call.function, {**inputs, **dict(call.scalars)})
     except Exception as error:  # whatever TensorFlow raises
         alone: list[Outputs | Exception] = [error]
         return (alone if len(batch) == 1 else [_run([share])[0][0] for share in batch]), None

@@ -193,8 +193,7 @@ class Core:
         return self._submit(Call(model, contract.SERVING_DEFAULT), inputs)
 
     def draw(self, model: Model, inputs: Arrays, asked: Asked) -> Pending[Drawn]:
-        """Queue what the native answers show of `mc_sample`, with as many draws as were asked for or as the tolerance
-        needs.
+        """Queue outputs of `mc_sample`, with as many draws as were asked for or as the tolerance needs.
 
         With a tolerance, `num_samples` is the least number of draws and `max_samples` the most.
         """
@@ -205,7 +204,7 @@ class Core:
             return Pending(asyncio.ensure_future(drawing), lambda drawn: drawn)
         rows = len(next(iter(inputs.values())))
         draws = asked.num_samples or model.manifest.num_samples
-        outputs = self._sample(model, inputs, draws, seed, brief=True)
+        outputs = self._sample(model, inputs, draws, seed)
         return Pending(outputs, lambda outputs: Drawn(outputs, seed, [draws] * rows, [True] * rows))
 
     async def _draw_until(self, model: Model, inputs: Arrays, asked: Asked, tolerance: float, seed: int) -> Drawn:
@@ -272,13 +271,11 @@ class Core:
             reasons = [status.error for shelf in wanted for status in shelf.statuses.values()]
             raise StartError(reasons[0] if reasons else "there is no model to serve")
 
-    def _sample(
-        self, model: Model, inputs: Arrays, num_samples: int, seed: int, brief: bool = False
-    ) -> asyncio.Future[Outputs]:
+    def _sample(self, model: Model, inputs: Arrays, num_samples: int, seed: int) -> asyncio.Future[Outputs]:
         self._check_rows(inputs, num_samples)
         if (num_samples, seed) == (model.manifest.num_samples, model.manifest.seed):
             # The same answer, faster: the artifact keeps the masks of its defaults.
-            return self._submit(Call(model, contract.MC_PREDICT, draws=num_samples, brief=brief), inputs)
+            return self._submit(Call(model, contract.MC_PREDICT, draws=num_samples), inputs)
         scalars = ((contract.NUM_SAMPLES, num_samples), (contract.SEED, seed))
         return self._submit(Call(model, contract.MC_SAMPLE, scalars, num_samples), inputs)
 

@@ -56,13 +56,10 @@ def prepare_device(wanted: Literal["auto", "cpu", "gpu"]) -> Device:
 class Graph:
     """The functions of one SavedModel, by name. Any thread may call them."""
 
-    def __init__(
-        self, folder: Path, functions: Collection[str] = contract.FUNCTIONS, unshown: Collection[str] = ()
-    ) -> None:
+    def __init__(self, folder: Path, functions: Collection[str] = contract.FUNCTIONS) -> None:
         """Load; whatever TensorFlow raises on a damaged or foreign graph goes to the caller.
 
         functions: those that will be called; each one takes some tenths of a second to be made ready.
-        unshown: outputs of `mc_predict` that a brief call of it leaves out, with what is computed for them alone.
         """
         graph = tf.Graph()
         self._session = v1.Session(graph=graph, config=_session_config())
@@ -82,19 +79,14 @@ class Graph:
         }
         tensors[contract.MC_ADAPTIVE] = adaptive
         self._functions = {name: _Function(self._session, *tensors[name]) for name in functions}
-        self._brief = self._functions
-        if contract.MC_PREDICT in functions:
-            inputs, outputs = tensors[contract.MC_PREDICT]
-            shown = {name: tensor for name, tensor in outputs.items() if name not in unshown}
-            self._brief = {**self._functions, contract.MC_PREDICT: _Function(self._session, inputs, shown)}
 
-    def run(self, function: str, arguments: Mapping[str, Any], brief: bool = False) -> Arrays:
-        """Call a function with arrays and scalars by name; returns every output as an array, if `brief` those shown.
+    def run(self, function: str, arguments: Mapping[str, Any]) -> Arrays:
+        """Call a function with arrays and scalars by name; returns every output as an array.
 
         Raises InvalidRequest where the graph refuses the values, ModelFailed where it cannot run.
         """
         try:
-            return (self._brief if brief else self._functions)[function](arguments)
+            return self._functions[function](arguments)
         except tf.errors.InvalidArgumentError as error:
             # For example an index outside of an embedding's table.
             raise InvalidRequest(f"the model refuses these values: {first_line(error)}") from error

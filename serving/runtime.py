@@ -18,7 +18,7 @@ import numpy as np
 
 from models import contract
 from models.contract import ArtifactError, Manifest
-from serving.answers import AnswerWriter, unshown
+from serving.answers import AnswerWriter
 from serving.graph import Arrays, Graph, first_line
 from serving.instances import InstanceReader
 from serving.prediction_sets import PredictionSets, needed
@@ -140,7 +140,7 @@ class Model:
         """
         manifest = contract.verify(folder)
         try:
-            graph = Graph(folder, functions, unshown(manifest))
+            graph = Graph(folder, functions)
         except Exception as error:  # whatever a foreign or damaged graph makes TensorFlow raise
             raise ArtifactError(f"{folder}: TensorFlow cannot load the graph: {first_line(error)}") from error
         model = cls(manifest, folder, InstanceReader(manifest), graph)
@@ -151,13 +151,12 @@ class Model:
             raise ArtifactError(f"{folder}: it does not answer its own examples: {first_line(error)}") from error
         return model
 
-    def run(self, function: str, arguments: Mapping[str, Any], brief: bool = False) -> Arrays:
+    def run(self, function: str, arguments: Mapping[str, Any]) -> Arrays:
         """Call a signature, or `mc_adaptive`: inputs [N, ...] by name, and the scalars that it takes.
 
-        brief: without those outputs of `mc_predict` that the native answers do not show.
         Raises InvalidRequest where the graph refuses the values, ModelFailed where it cannot run.
         """
-        return self._graph.run(function, arguments, brief)
+        return self._graph.run(function, arguments)
 
     def warmup_inputs(self, rows: int) -> Arrays:
         """The manifest's examples, repeated to `rows` rows."""
@@ -184,9 +183,6 @@ class Model:
         ):
             if function not in functions:
                 continue
-            if function == contract.MC_PREDICT:
-                for rows in WARMUP_ROWS:
-                    self.run(function, self.warmup_inputs(rows), brief=True)
             seconds = [self._measure(function, {**self.warmup_inputs(rows), **scalars}) for rows in WARMUP_ROWS]
             variable = max(0.0, (seconds[1] - seconds[0]) / ((WARMUP_ROWS[1] - WARMUP_ROWS[0]) * draws))
             self.costs[function] = Cost(fixed=max(0.0, seconds[0] - variable * draws), variable=variable)

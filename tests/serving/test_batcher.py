@@ -28,8 +28,8 @@ class CountedModel(Model):
     calls: list[tuple[str, int]] = dataclasses.field(default_factory=list)
     threads: list[threading.Thread] = dataclasses.field(default_factory=list)
 
-    def run(self, function, arguments, brief=False) -> Arrays:
-        outputs = super().run(function, arguments, brief)
+    def run(self, function, arguments) -> Arrays:
+        outputs = super().run(function, arguments)
         self.threads.append(threading.current_thread())
         self.calls.append((function, len(next(iter(outputs.values())))))
         return outputs
@@ -94,25 +94,6 @@ def test_requests_of_one_turn_share_a_call_and_get_their_own_rows(model, trained
     alone = model.run("serving_default", {"features": trained.rows})["probabilities"]
     for index, answer in enumerate(answers):
         np.testing.assert_allclose(answer["probabilities"], alone[index : index + 1 + index % 3], atol=1e-6)
-
-
-def test_brief_calls_leave_out_what_native_answers_do_not_show(model, trained):
-    def default(brief: bool) -> Call:
-        return Call(model, "mc_predict", draws=model.manifest.num_samples, brief=brief)
-
-    async def main():
-        batcher = batcher_of()
-        answers = await asyncio.gather(
-            *[batcher.submit(default(brief), rows_of(trained, 0, 5)) for brief in (False, True)]
-        )
-        batcher.close()
-        return answers
-
-    whole, brief = asyncio.run(main())
-    assert whole.keys() == {tensor.name for tensor in model.manifest.signatures["mc_predict"].outputs}
-    assert whole.keys() - brief.keys() == {"lower", "upper"}
-    for name, values in brief.items():
-        np.testing.assert_allclose(values, whole[name], atol=1e-6)
 
 
 def test_requests_of_turns_that_follow_each_other_share_a_call(model, trained):
