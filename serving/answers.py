@@ -7,7 +7,7 @@ put into the form that all rows share. Objects made row by row, to be written th
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
 
 import numpy as np
@@ -81,11 +81,10 @@ class _Form:
         self._members.append(b"%b:%%b" % _quoted(name))
         self._columns.append(texts)
 
-    def add_object(self, name: str, columns: Mapping[str, Sequence[bytes]]) -> None:
-        """A member that is itself an object."""
-        inside = b",".join([b"%b:%%b" % _quoted(key) for key in columns])
-        self._members.append(b"%b:{%b}" % (_quoted(name), inside))
-        self._columns += columns.values()
+    def add_object(self, name: str, keys: tuple[str, ...], values: Iterable[Sequence[bytes]]) -> None:
+        """A member that is itself an object; `values` are those of its keys, one sequence a row."""
+        form = _object(keys)
+        self.add(name, [form % tuple(row) for row in values])
 
     def rows(self) -> list[bytes]:
         """Every row's object, its brace not closed."""
@@ -118,7 +117,7 @@ class _OutputWriter:
         else:
             self._predict(form, arrays)
             for name in _OF_CLASSES:
-                form.add_object(name, self._by_label(arrays[f"{prefix}{name}"]))
+                self._add_by_label(form, name, arrays[f"{prefix}{name}"])
             for name in _OF_ROWS:
                 form.add(name, _texts(arrays[f"{prefix}{name}"]))
         members = arrays.get(f"{prefix}{PREDICTION_SET}")
@@ -128,8 +127,9 @@ class _OutputWriter:
         lower = arrays.get(f"{prefix}{INTERVAL_LOWER}")
         if lower is not None:
             # Of an end that is infinite orjson makes null.
-            ends = {"lower": _texts(lower), "upper": _texts(arrays[f"{prefix}{INTERVAL_UPPER}"])}
-            form.add_object("interval", ends | {"coverage": [orjson.dumps(coverage)] * len(lower)})
+            ends = _texts(lower), _texts(arrays[f"{prefix}{INTERVAL_UPPER}"])
+            whole = zip(*ends, [orjson.dumps(coverage)] * len(lower), strict=True)
+            form.add_object("interval", ("lower", "upper", "coverage"), whole)
         for name in _LAST:
             values = arrays.get(f"{prefix}{name}")
             if values is not None:
@@ -145,21 +145,30 @@ class _OutputWriter:
         else:
             names = np.array(class_labels(self.output, probabilities.shape[-1]), object)
             form.add("label", [orjson.dumps(names[row].tolist()) for row in best])
-        form.add_object("probabilities", self._by_label(probabilities))
+        self._add_by_label(form, "probabilities", probabilities)
 
-    def _by_label(self, array: np.ndarray) -> dict[str, list[bytes]]:
-        """For each label its column of [N, ..., K]."""
-        labels = class_labels(self.output, array.shape[-1])
+    def _add_by_label(self, form: _Form, name: str, array: np.ndarray) -> None:
+        """An object by label for each row of [N, ..., K]."""
+        labels = tuple(class_labels(self.output, array.shape[-1]))
+        size = len(labels)
         if array.ndim == 2:
             texts = _texts(array.ravel())
-            return {label: texts[place :: len(labels)] for place, label in enumerate(labels)}
-        return {label: _texts(array[..., place]) for place, label in enumerate(labels)}
+            form.add_object(name, labels, [texts[start : start + size] for start in range(0, len(texts), size)])
+        else:
+            columns = [_texts(array[..., place]) for place in range(size)]
+            form.add_object(name, labels, zip(*columns, strict=True))
 
     def _labels_of(self, array: np.ndarray) -> list[bytes]:
         return _label_texts(tuple(class_labels(self.output, array.shape[-1])))
 
 
-@functools.lru_cache(4_096)
+@functools.lru_cache(256)
+def _object(keys: tuple[str, ...]) -> bytes:
+    """An object with these keys, whose values `%` fills in."""
+    return b"{%b}" % b",".join([b"%b:%%b" % _quoted(key) for key in keys])
+
+
+@functools.lru_cache(256)
 def _quoted(name: str) -> bytes:
     """A member's name as JSON, in a form that `%` fills in."""
     return orjson.dumps(name).replace(b"%", b"%%")
