@@ -200,7 +200,7 @@ def test_one_wrong_probability_in_a_thousand_answers_fails(sonar_server):
         ("negative_entropy", "predictive_entropy"),
         ("wrong_standard_error", "standard_error"),
         ("lost_row", "predictions, wanted"),
-        ("text_for_number", "should be a valid number"),
+        ("text_for_number", "a finite number from 0 to 1 wanted"),
         ("status_500", "status 500, wanted 200"),
     ],
 )
