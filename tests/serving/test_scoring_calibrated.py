@@ -124,4 +124,4 @@ def test_a_coverage_of_an_uncalibrated_model_ends_with_exit_code_2(repository, r
     command = [rows / "tiny.parquet", tmp_path / "out.parquet", "--model", "tiny", "--coverage", "0.9"]
     done = dropserve(uncalibrated, *command)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: --coverage: found 0.9, wanted none: this model has no calibration rows")
+    assert done.stderr.startswith("error: --coverage: found 0.9, wanted none: this model has no calibration scores")
