@@ -1,7 +1,7 @@
 """Arrays of a model's outputs -> the JSON objects of the native endpoints, one for each row, as text.
 
 orjson writes the numbers of all rows at once, each with the digits that a float32 has; a row's object is its numbers
-put into the form that all rows share. Objects made row by row, to be written then, took three times as long.
+put into the form that all rows share. Objects made row by row, to be written then, took twice as long.
 """
 
 from __future__ import annotations
@@ -139,8 +139,9 @@ class _OutputWriter:
     def _predict(self, form: _Form, arrays: Arrays) -> None:
         """The best label and the probabilities [N, ..., K]: of several places in a row, nested lists of them."""
         probabilities = finite(arrays[f"{self._prefix}probabilities"])
-        labels, best = self._labels_of(probabilities), probabilities.argmax(axis=-1)
+        best = probabilities.argmax(axis=-1)
         if best.ndim == 1:
+            labels = self._labels_of(probabilities)
             form.add("label", [labels[index] for index in best.tolist()])
         else:
             names = np.array(class_labels(self.output, probabilities.shape[-1]), object)
