@@ -24,8 +24,8 @@ from models.statistics import MIN_QUANTILE_DRAWS, QUANTILE_DRAWS, Moments, merge
 from models.stochastic import Draws, Noise
 from models.trials import free_size
 
-# Floats of one activation of one chunk: it should stay in a core's L2 cache.
-CHUNK_FLOATS = 2**19
+# Floats of one activation of one chunk: bounded, and enough rows for a matrix product to pay for packing its kernel.
+CHUNK_FLOATS = 2**21
 # A chunk of fewer folded rows would leave the matrix products inefficient ...
 MIN_CHUNK_ROWS = 256
 # ... unless so many make an activation larger than this, as large maps do.
