@@ -18,16 +18,18 @@ from models.contract import DEFAULT_NUM_SAMPLES, DEFAULT_SEED, MIN_NUM_SAMPLES, 
 from models.exactness import operation_by_operation
 from models.heads import Head, heads_of
 from models.members import interleave, turns
-from models.network import Network
+from models.network import Network, widest
 from models.novelty import Novelty, features
 from models.statistics import MIN_QUANTILE_DRAWS, QUANTILE_DRAWS, Moments, merge
 from models.stochastic import Draws, Noise
 from models.trials import free_size
 
-# Floats of one activation of one chunk: bounded, and enough rows for a matrix product to pay for packing its kernel.
-CHUNK_FLOATS = 2**21
-# A chunk of fewer folded rows would leave the matrix products inefficient ...
+# Floats of one activation of one chunk: it should stay in a core's caches.
+CHUNK_FLOATS = 2**19
+# A chunk of fewer folded rows would leave the matrix products inefficient, which pack their kernels anew for each ...
 MIN_CHUNK_ROWS = 256
+# ... and more so where a folded row is one row of the products, not one for each place of a sequence or a map ...
+MIN_FLAT_CHUNK_ROWS = 1024
 # ... unless so many make an activation larger than this, as large maps do.
 MOST_CHUNK_FLOATS = 2**24
 # Bytes of kept masks in an artifact at most.
@@ -213,8 +215,10 @@ class Engine:
 
         graph = tf.function(dry, autograph=False).get_concrete_function(*self.input_specs).graph
         self._read = read
-        # It sets the size of a chunk.
-        self._width = self.network.widest_suffix() or _widest(graph)
+        # They set the size of a chunk.
+        shape = self.network.widest_suffix() or _widest(graph)
+        self._width = max(math.prod(shape), 256)
+        self._least_rows = MIN_FLAT_CHUNK_ROWS if len(shape) == 1 else MIN_CHUNK_ROWS
         self.noises = asked[0]
         self._refuse_idle_layers({noise.layer for own in asked for noise in own})
         self._static_noise = all(noise.is_static for noise in self.noises)
@@ -379,7 +383,7 @@ class Engine:
 
     def _fitting(self, rows: tf.Tensor) -> tf.Tensor:
         """`_chunk_size`, but 0 where a single draw of so many rows is more than a chunk should be."""
-        least = max(min(MIN_CHUNK_ROWS, MOST_CHUNK_FLOATS // self._width), 1)
+        least = max(min(self._least_rows, MOST_CHUNK_FLOATS // self._width), 1)
         folded_rows = max(CHUNK_FLOATS // self._width, least) * self.network.members
         return folded_rows // tf.maximum(rows, 1)
 
@@ -553,15 +557,10 @@ def _has_rows(tensor: tf.Tensor) -> bool:
     return tensor.shape.rank > 0 and tensor.shape[0] is None
 
 
-def _widest(graph: tf.Graph) -> int:
-    """Floats of the widest tensor with rows, for one of them; free axes count as 256."""
+def _widest(graph: tf.Graph) -> tuple[int, ...]:
+    """Shape of one row of the widest tensor with rows."""
     tensors = [tensor for operation in graph.get_operations() for tensor in operation.outputs]
-    widths = [
-        math.prod(size or 256 for size in tensor.shape[1:])
-        for tensor in tensors
-        if tensor.shape.rank is not None and _has_rows(tensor)
-    ]
-    return max([256, *widths])
+    return widest(tensor for tensor in tensors if tensor.shape.rank is not None and _has_rows(tensor))
 
 
 def _flatten(moments: list[Moments]) -> list[tf.Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -152,15 +152,15 @@ class Network:
             for layer, policy in zip(layers, policies, strict=True):
                 layer.dtype_policy = policy
 
-    def widest_suffix(self) -> int | None:
-        """Floats of the widest activation of one row in the suffix; free axes count as 256.
+    def widest_suffix(self) -> tuple[int, ...] | None:
+        """Shape of one row of the widest activation in the suffix.
 
         None for a subclassed model, which does not say.
         """
         if self._graph is None:
             return None
         reached = self._reached(self._graph, [False] * len(self._graph.inputs))
-        return max(reached.widths, default=256)
+        return widest(reached.drawn)
 
     def holds_noise(self, operation: Any) -> bool:
         """Whether noise is drawn in the operation or below it."""
@@ -190,15 +190,15 @@ class Network:
         return keras.tree.pack_sequence_as(self._inputs_structure, list(flat))
 
     def _reached(self, graph: Any, inputs: list[bool]) -> _Reach:
-        """Which outputs noise reaches, and how wide the noisy activations are, without running anything."""
+        """Which outputs and which other tensors noise reaches, without running anything."""
         noisy = {id(symbol): flag for symbol, flag in zip(graph.inputs, inputs, strict=True)}
-        widths: list[int] = []
+        drawn: list[Any] = []
         for node in _nodes(graph):
             flags = [noisy.get(id(symbol), False) for symbol in node.input_tensors]
             nested = _graph_of(node.operation)
             if nested is not None and self.holds_noise(node.operation):
                 below = self._reached(nested, [noisy.get(id(symbol), False) for symbol, _ in _arguments(node, nested)])
-                widths += below.widths
+                drawn += below.drawn
                 results = below.outputs
             else:
                 hit = any(flags) or self.holds_noise(node.operation)
@@ -206,8 +206,8 @@ class Network:
             for symbol, flag in zip(node.outputs, results, strict=True):
                 noisy[id(symbol)] = flag
                 if flag:
-                    widths.append(math.prod(size or 256 for size in symbol.shape[1:]))
-        return _Reach([noisy.get(id(symbol), False) for symbol in graph.outputs], widths)
+                    drawn.append(symbol)
+        return _Reach([noisy.get(id(symbol), False) for symbol in graph.outputs], drawn)
 
     def _refuse_certain_outputs(self) -> None:
         reach = self._reached(self._graph, [False] * len(self.model.inputs))
@@ -238,7 +238,14 @@ class Network:
 
 class _Reach(NamedTuple):
     outputs: list[bool]
-    widths: list[int]
+    # Symbolic tensors that noise reaches.
+    drawn: list[Any]
+
+
+def widest(tensors: Iterable[Any]) -> tuple[int, ...]:
+    """Shape of one row of the widest of these tensors, of a flat one where several are; free axes count as 256."""
+    shapes = (tuple(size or 256 for size in tensor.shape[1:]) for tensor in tensors)
+    return max(shapes, key=lambda shape: (math.prod(shape), -len(shape)), default=(256,))
 
 
 def _nodes(graph: Any) -> list[Any]:

@@ -135,9 +135,14 @@ def variants(tmp_path_factory):
     """The same networks with chunks of other sizes, with and without kept masks."""
     repository = tmp_path_factory.mktemp("variants")
     settings_of = {
-        "one draw a chunk": {"CHUNK_FLOATS": 1, "MIN_CHUNK_ROWS": 1},
+        "one draw a chunk": {"CHUNK_FLOATS": 1, "MIN_CHUNK_ROWS": 1, "MIN_FLAT_CHUNK_ROWS": 1},
         "one chunk, nothing kept": {"CHUNK_FLOATS": 2**28, "KEPT_BYTES": 0},
-        "few rows a chunk, few kept": {"KEPT_BYTES": 4 * 20_000, "MIN_CHUNK_ROWS": 37, "CHUNK_FLOATS": 1},
+        "few rows a chunk, few kept": {
+            "KEPT_BYTES": 4 * 20_000,
+            "MIN_CHUNK_ROWS": 37,
+            "MIN_FLAT_CHUNK_ROWS": 37,
+            "CHUNK_FLOATS": 1,
+        },
     }
     found = {}
     for number, (label, changes) in enumerate(settings_of.items()):

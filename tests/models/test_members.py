@@ -148,7 +148,7 @@ def test_answers_do_not_depend_on_the_chunks(folded_rows, repository, monkeypatc
     model, _ = ensemble(dense, (6,))
     usual = Artifact(publish(model, name="usual-chunks", repository=repository, members=MEMBERS))
     monkeypatch.setattr(engine, "CHUNK_FLOATS", 1)
-    monkeypatch.setattr(engine, "MIN_CHUNK_ROWS", folded_rows)
+    monkeypatch.setattr(engine, "MIN_FLAT_CHUNK_ROWS", folded_rows)
     small = Artifact(publish(model, name=f"chunks-of-{folded_rows}", repository=repository, members=MEMBERS))
     np.testing.assert_allclose(small.draws(ROWS, 23, 4), usual.draws(ROWS, 23, 4), atol=1e-6)
     for key, values in usual.sample(ROWS, 23, 0).items():
