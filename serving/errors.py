@@ -124,6 +124,11 @@ class UnsupportedContentType(ServingError):
         super().__init__(f"content type {json.dumps(found)}, wanted {wanted}")
 
 
+class UnsupportedContentEncoding(ServingError):
+    def __init__(self, found: str) -> None:
+        super().__init__(f"content-encoding {json.dumps(found)}, wanted a body that is not compressed")
+
+
 class Unauthenticated(ServingError):
     """No key, or one that nobody knows."""
 

@@ -24,6 +24,7 @@ from serving.errors import (
     InvalidRequest,
     ModelFailed,
     ServingError,
+    UnsupportedContentEncoding,
     UnsupportedContentType,
     quote,
 )
@@ -42,7 +43,9 @@ STATUS: dict[type[ServingError], int] = {
     errors.BodyTimeout: 408,
     errors.BodyTooLarge: 413,
     errors.UnsupportedContentType: 415,
+    errors.UnsupportedContentEncoding: 415,
     errors.QueueFull: 429,
+    errors.HeadTooLarge: 431,
     errors.ClientGone: 499,
     errors.ModelFailed: 500,
     errors.Unavailable: 503,
@@ -127,6 +130,9 @@ def error_response(error: Exception) -> Response:
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
     if isinstance(error, errors.Unauthenticated):
         headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, UnsupportedContentEncoding):
+        # RFC 9110, 15.5.16.
+        headers.append((b"accept-encoding", b"identity"))
     if isinstance(error, errors.BodyTimeout):
         headers.append((b"connection", b"close"))
     if isinstance(error, errors.MethodNotAllowed):
@@ -156,12 +162,12 @@ class Request:
     async def body(self) -> bytes:
         """The whole body.
 
-        Raises UnsupportedContentType where it is compressed, BodyTooLarge where it says that it is over the limit or
-        once it is, BodyTimeout where it takes too long, ClientGone on a broken connection.
+        Raises UnsupportedContentEncoding where it is compressed, BodyTooLarge where it says that it is over the limit
+        or once it is, BodyTimeout where it takes too long, ClientGone on a broken connection.
         """
-        encoding = self.header(b"content-encoding")
-        if encoding not in (None, "identity"):
-            raise UnsupportedContentType(f"content-encoding: {encoding}", "a body that is not compressed")
+        encoding = self.header(b"content-encoding") or ""
+        if encoding.lower() not in ("", "identity"):
+            raise UnsupportedContentEncoding(encoding)
         declared = self.header(b"content-length") or ""
         if declared.isdecimal() and int(declared[:LENGTH_DIGITS]) > self._entrance.max_body_bytes:
             raise BodyTooLarge(self._entrance.max_body_bytes)

@@ -221,9 +221,15 @@ def test_a_request_for_a_websocket_is_one_like_any_other(connection):
 @pytest.mark.parametrize("path", ["/predict", "/uncertainty", "/v1/models/sonar:predict", "/v2/models/sonar/infer"])
 def test_a_compressed_body_is_refused_as_such(connection, trained, path):
     body = gzip.compress(json.dumps({"instances": trained.instances[:3]}).encode())
-    status, _, content = connection.ask(request(body, path, headers="Content-Encoding: gzip\r\n"))
-    assert status == 415
-    assert "not compressed" in json.loads(content)["error"]
+    status, headers, content = connection.ask(request(body, path, headers="Content-Encoding: gzip\r\n"))
+    assert (status, headers["accept-encoding"]) == (415, "identity")
+    assert json.loads(content)["error"] == 'content-encoding "gzip", wanted a body that is not compressed'
+
+
+@pytest.mark.parametrize("encoding", ["identity", "Identity", ""])
+def test_a_body_that_says_that_it_is_not_compressed_is_answered(connection, trained, encoding):
+    body = {"instances": trained.instances[:1]}
+    assert connection.ask(request(body, headers=f"Content-Encoding: {encoding}\r\n"))[0] == 200
 
 
 def test_a_length_said_twice_is_refused(connection):
