@@ -108,13 +108,18 @@ class Registry:
 
         request: the body, or what makes it, by which a canary's share of the requests is chosen.
         """
-        shelf = self.shelf(self._default_name() if name is None else name)
+        name = self._default_name() if name is None else name
         if label is not None:
-            if label not in shelf.labels:
-                raise LabelNotFound(shelf.name, label, shelf.labels)
-            version = shelf.labels[label]
+            # Of an unknown model too: it is the label that TensorFlow Serving does not recognize then.
+            labels = self.shelves[name].labels if name in self.shelves else {}
+            if label not in labels:
+                raise LabelNotFound(name, label, labels)
+            version = labels[label]
+        shelf = self.shelf(name)
         model = shelf.choose(request) if version is None else shelf.loaded.get(version)
         if model is None:
+            if shelf.is_loading(version):
+                raise VersionLoading(shelf.name, version)
             raise VersionNotFound(shelf.name, version, sorted(shelf.loaded))
         return model
 

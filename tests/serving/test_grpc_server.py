@@ -236,6 +236,8 @@ def test_unknown_models_versions_and_labels(stubs, trained):
     assert_refused(lambda: stubs.predict.Predict(asked), grpc.StatusCode.NOT_FOUND, "9")
     asked.model_spec.version_label = "stable"
     assert_refused(lambda: stubs.predict.Predict(asked), grpc.StatusCode.INVALID_ARGUMENT, "stable")
+    asked.model_spec.name = "titanic"
+    assert_refused(lambda: stubs.predict.Predict(asked), grpc.StatusCode.INVALID_ARGUMENT, "stable")
 
 
 TWO = np.full((2, 60), 0.1, np.float32)

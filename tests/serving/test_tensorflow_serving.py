@@ -148,6 +148,27 @@ REFUSALS: dict[str, tuple[str, str, Any, int, str]] = {
         400,
         "Unrecognized servable version label: stable",
     ),
+    "label of an unknown model": (
+        "POST",
+        "/v1/models/titanic/labels/stable:predict",
+        {"instances": [ROW]},
+        400,
+        "Unrecognized servable version label: stable",
+    ),
+    "metadata by a label of an unknown model": (
+        "GET",
+        "/v1/models/titanic/labels/stable/metadata",
+        None,
+        400,
+        "Unrecognized servable version label: stable",
+    ),
+    "status by a label of an unknown model": (
+        "GET",
+        "/v1/models/titanic/labels/stable",
+        None,
+        400,
+        "Unrecognized servable version label: stable",
+    ),
     "status of an unknown model": (
         "GET",
         "/v1/models/titanic",
