@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from models.contract import MAX_NUM_SAMPLES, MIN_NUM_SAMPLES
 from serving.errors import StartError
 
 ENV_PREFIX = "DROPSERVE_"
@@ -76,7 +77,7 @@ class Settings(BaseSettings):
     max_rows: int = Field(default=10_000, gt=0)
     """Most rows in one request. More are refused (400)."""
 
-    max_num_samples: int = Field(default=10_000, ge=2)
+    max_num_samples: int = Field(default=10_000, ge=MIN_NUM_SAMPLES, le=MAX_NUM_SAMPLES)
     """Most draws for one row. More are refused (400)."""
 
     max_row_draws: int = Field(default=2_000_000, gt=0)

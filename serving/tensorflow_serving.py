@@ -402,7 +402,9 @@ def _shared(name: str, values: list[Any]) -> int:
 
 
 def _scalar(item: SignatureTensor, value: Any) -> int:
-    _check(item, value, [], 0)
+    # An integer of any size: who checks its range knows what is wanted.
+    if type(value) is not int:
+        _check(item, value, [], 0)
     number: int = value
     return number
 

@@ -108,7 +108,12 @@ def test_whatever_a_worker_stumbles_over_ends_the_server_too(trained, settings, 
 
 @pytest.mark.parametrize(
     ("variable", "found"),
-    [("DROPSERVE_MAX_ROWS", "0"), ("DROPSERVE_OTLP_ENDPOINT", "collector:4318"), ("DROPSERVE_ACCESS_LOG", "some")],
+    [
+        ("DROPSERVE_MAX_ROWS", "0"),
+        ("DROPSERVE_MAX_NUM_SAMPLES", "2147483648"),
+        ("DROPSERVE_OTLP_ENDPOINT", "collector:4318"),
+        ("DROPSERVE_ACCESS_LOG", "some"),
+    ],
 )
 def test_a_setting_that_cannot_be_used_is_told_by_its_variable(monkeypatch, variable, found):
     monkeypatch.setenv(variable, found)

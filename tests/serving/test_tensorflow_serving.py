@@ -211,6 +211,13 @@ REFUSALS: dict[str, tuple[str, str, Any, int, str]] = {
         400,
         "'signature_name' key must be a string value.",
     ),
+    "draws beyond int32": (
+        "POST",
+        PREDICT,
+        {"signature_name": "mc_sample", "inputs": {"features": [ROW], "num_samples": 2**31, "seed": 1}},
+        400,
+        "num_samples: found 2147483648, wanted an integer from 2 to 10000",
+    ),
     "plain rows for several inputs": (
         "POST",
         PREDICT,
