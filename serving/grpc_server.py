@@ -19,7 +19,7 @@ import structlog
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 from tensorflow.core.example.example_pb2 import Example
 from tensorflow.core.framework import types_pb2
 from tensorflow.core.framework.tensor_pb2 import TensorProto
@@ -72,6 +72,8 @@ _DESCRIBED = (
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
 )
 SERVICES = tuple(service.full_name for service in _DESCRIBED)
+# Not among the services that are listed: grpcio has no descriptor of it, and who lists wants to describe them all.
+REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 CLASSIFY = "tensorflow/serving/classify"
 REGRESS = "tensorflow/serving/regress"
 FAREWELL_S = 0.05
@@ -319,9 +321,9 @@ class GrpcServer:
             self._server.add_registered_method_handlers(service.full_name, _handlers(services, service))
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
-            reflection.aio.ReflectionServicer([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]), self._server
-        )
+        described = reflection.aio.ReflectionServicer([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME])
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(described, self._server)
+        self._server.add_registered_method_handlers(REFLECTION_V1, _reflection_handlers(described))
 
     async def start(self) -> None:
         for service in SERVICES:
@@ -359,6 +361,17 @@ def _handlers(services: Services, service: Any) -> dict[str, Any]:
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
         )
         for method in service.methods
+    }
+
+
+def _reflection_handlers(servicer: Any) -> dict[str, Any]:
+    """The one method of reflection, whose messages are the same bytes in versions 1 and 1alpha."""
+    return {
+        "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
+            servicer.ServerReflectionInfo,
+            request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+            response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+        )
     }
 
 

@@ -223,6 +223,17 @@ def test_health_and_reflection(stubs):
     (listed,) = reflection.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
     names = {service.name for service in listed.list_services_response.service}
     assert {"tensorflow.serving.PredictionService", "tensorflow.serving.ModelService"} <= names
+    # Version 1 of reflection, by its name: the messages are the same.
+    newer = stubs.channel.stream_stream(
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    asked = [reflection_pb2.ServerReflectionRequest(file_containing_symbol=name) for name in sorted(names)]
+    again, *described = newer(iter([reflection_pb2.ServerReflectionRequest(list_services=""), *asked]))
+    assert again.list_services_response == listed.list_services_response
+    # Who describes all that is listed finds all of it.
+    assert [bool(answer.file_descriptor_response.file_descriptor_proto) for answer in described] == [True] * len(names)
 
 
 def test_unknown_models_versions_and_labels(stubs, trained):
