@@ -48,15 +48,25 @@ DRAWS_NICENESS = 19
 class Call:
     """What to run: requests with the same call may share a batch."""
 
-    __slots__ = ("draws", "function", "key", "model", "scalars")
+    __slots__ = ("draws", "function", "is_answered", "key", "model", "scalars")
 
-    def __init__(self, model: Model, function: str, scalars: tuple[tuple[str, Any], ...] = (), draws: int = 1) -> None:
-        """scalars: the call's own arguments by name. draws: for each row, 1 for a prediction: what the call costs."""
+    def __init__(
+        self,
+        model: Model,
+        function: str,
+        scalars: tuple[tuple[str, Any], ...] = (),
+        draws: int = 1,
+        is_answered: bool = True,
+    ) -> None:
+        """scalars: the call's own arguments by name. draws: for each row, 1 for a prediction: what the call costs.
+        is_answered: whether somebody gets what it gives, which is not so of a shadow.
+        """
         self.model = model
         self.function = function
         self.scalars = scalars
         self.draws = draws
-        self.key: Hashable = (id(model), function, scalars)
+        self.is_answered = is_answered
+        self.key: Hashable = (id(model), function, scalars, is_answered)
 
 
 class Ticket:
@@ -217,7 +227,7 @@ class _Lane:
         waits = [started - ticket.arrived for ticket, start, _ in batch if start == 0]
         rows = sum(stop - start for _, start, stop in batch)
         self._metrics.call(model, call.function, waits, rows, rows * call.draws, time.monotonic() - started)
-        if outputs is not None and call.function in WATCHED:
+        if outputs is not None and call.function in WATCHED and call.is_answered:
             usual = call.draws == manifest.num_samples and call.function != contract.MC_ADAPTIVE
             self._metrics.drawn(model, outputs, rows, usual)
 

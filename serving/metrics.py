@@ -85,8 +85,8 @@ FAMILIES = {
         Family("histogram", "dropserve_call_seconds", "Calls of the model, each for a batch.", _CALL, _SECONDS),
         Family("histogram", "dropserve_batch_rows", "Rows in one call.", _CALL, _POWERS_OF_TWO),
         Family("histogram", "dropserve_batch_requests", "Requests in one call.", _CALL, _POWERS_OF_TWO),
-        Family("counter", "dropserve_rows", "Rows computed.", _CALL),
-        Family("counter", "dropserve_row_draws", "Rows x draws computed.", _CALL),
+        Family("counter", "dropserve_rows", "Rows computed, a shadow's too.", _CALL),
+        Family("counter", "dropserve_row_draws", "Rows x draws computed, a shadow's too.", _CALL),
         Family("gauge", "dropserve_open_requests", "Requests in the queue or in a call.", ()),
         Family("gauge", "dropserve_open_row_draws", "Rows x draws in the queue or in a call.", ()),
         Family(

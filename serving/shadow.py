@@ -1,7 +1,9 @@
 """Shadow traffic: a candidate version answers what the current one answers; nobody gets its answers, they are compared.
 
 The candidate's calls go through the same queue, after those that are waiting. A request is skipped where the queue is
-not nearly empty: a comparison is never worth a late answer.
+not nearly empty: a comparison is never worth a late answer. What a candidate computes counts as work of its version
+(rows, calls, queue); what it says, in the comparison alone: entropies, decisions and drift are of answers that somebody
+got.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ class Shadow:
         try:
             if not _is_like(candidate, call.model):
                 raise ServingError("its inputs or outputs are not those of the current version")
-            other = self._batcher.submit(Call(candidate, call.function, call.scalars, draws), inputs)
+            other = self._batcher.submit(Call(candidate, call.function, call.scalars, draws, is_answered=False), inputs)
         except ServingError as error:
             self._fail(call.model, candidate, error)
             return

@@ -66,6 +66,11 @@ def test_a_shadow_is_compared_and_answers_nobody(client, root, trained, other):
         return total(after, metric, **labels) - total(before, metric, **labels)
 
     assert grown("dropserve_shadow_requests_total") == 6
+    # The candidate has worked as much, and nobody got its answers.
+    for version in ("1", "3"):
+        assert grown("dropserve_rows_total", version=version) == 6 * 50
+        assert grown("dropserve_predictive_entropy_count", version=version) == 2 * 50 * (version == "1")
+        assert grown("dropserve_requests_total", version=version, operation="uncertainty") == 2 * (version == "1")
     # By both networks themselves, dropout off; `mc_predict` of both by the artifacts' own answers below.
     ours, theirs = (
         np.hstack([1 - rock, rock])
