@@ -70,7 +70,9 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, self._entrance)
         handlers, protocol, operation = self._find(request)
-        if handlers is None and self._otherwise is not None and self._may_pass(request):
+        # Whoever has the other routes may log a path as it is, and a line of it would be a line of the log.
+        is_one_line = request.path.isprintable()
+        if handlers is None and self._otherwise is not None and is_one_line and self._may_pass(request):
             others = _Others(send)
             await self._otherwise(scope, receive, others.send)
             if others.know_it:

@@ -236,6 +236,13 @@ def lines(served: Served, request_id: str) -> list[dict[str, Any]]:
     return found()
 
 
+def test_a_path_with_a_line_in_it_forges_no_line_of_the_log(client, served):
+    assert client.get("/x%0d%0aforged%20line").status_code == 404
+    wait_for(lambda: "forged line" in served.log.read_text(), "the line in the log")
+    lines = served.log.read_bytes().splitlines()
+    assert not [line for line in lines if line.startswith(b"forged")]
+
+
 def test_the_access_log_says_who_answered_and_nothing_of_the_payload(client, served, trained):
     row = [0.123454321, *trained.instances[0][1:]]
     headers = {"x-request-id": "order-66/a", "traceparent": TRACEPARENT, "authorization": "Bearer secret-of-mine"}
