@@ -172,7 +172,7 @@ class Core:
         """The model that answers: the default one without a name, the current version without a version or a label.
 
         request: the body, or what makes it, by which a canary's share of the requests is chosen.
-        Raises NotFound, or LabelNotFound, which is the caller's mistake.
+        Raises NotFound, VersionLoading, or LabelNotFound, which is the caller's mistake.
         """
         if isinstance(version, str):
             number = contract.version_number(version)

@@ -158,6 +158,15 @@ class Unavailable(ServingError):
     retry_after_s = 1
 
 
+class VersionLoading(Unavailable):
+    """Not served yet, but soon."""
+
+    def __init__(self, name: str, version: int | None) -> None:
+        self.name, self.version = name, version
+        found = "its first version" if version is None else f"version {version}"
+        super().__init__(f"model {quote(name)}: {found} is loading, try again later")
+
+
 class DeadlineExceeded(ServingError):
     def __init__(self, deadline_ms: float) -> None:
         super().__init__(f"no answer within {deadline_ms:g} ms: ask for fewer rows or draws, or try again later")

@@ -51,6 +51,7 @@ from serving.errors import (
     ModelFailed,
     ServingError,
     Unavailable,
+    VersionLoading,
     VersionNotFound,
     quote,
 )
@@ -252,7 +253,11 @@ class Services(prediction_service_pb2_grpc.PredictionServiceServicer, model_serv
             raise InvalidField("model_spec.name", "nothing", "a model's name")
         version = spec.version.value if spec.HasField("version") else None
         raw = None if request is None else functools.partial(request.SerializeToString, deterministic=True)
-        model = self._core.model(spec.name, version, spec.version_label or None, raw)
+        try:
+            model = self._core.model(spec.name, version, spec.version_label or None, raw)
+        except VersionLoading as error:
+            # As TensorFlow Serving has it.
+            raise VersionNotFound(error.name, error.version, self._core.registry.shelf(error.name).loaded) from error
         _exchange.get().model = model
         return model
 

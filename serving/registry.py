@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from serving.errors import LabelNotFound, ModelNotFound, NoDefaultModel, VersionNotFound
+from serving.errors import LabelNotFound, ModelNotFound, NoDefaultModel, VersionLoading, VersionNotFound
 from serving.routing import Routing
 from serving.runtime import Model
 
@@ -64,6 +64,11 @@ class Shelf:
         """Whether a version is pinned that is not loaded."""
         return self.routing.pin is not None and self.routing.pin not in self.loaded
 
+    def is_loading(self, version: int | None) -> bool:
+        """Whether the version is being loaded; without a version, whether any is."""
+        wanted = self.statuses if version is None else self.statuses.keys() & {version}
+        return any(self.statuses[number].state is State.LOADING for number in wanted)
+
     def held(self) -> set[int]:
         """Versions that answer in the place of others which the routing names and which are not loaded."""
         held = set(self.labels.values())
@@ -104,7 +109,7 @@ class Registry:
         label: str | None = None,
         request: bytes | Callable[[], bytes] | None = None,
     ) -> Model:
-        """The model that answers; raises NotFound, or LabelNotFound, which is the caller's mistake.
+        """The model that answers; raises NotFound, VersionLoading, or LabelNotFound, which is the caller's mistake.
 
         request: the body, or what makes it, by which a canary's share of the requests is chosen.
         """

@@ -28,6 +28,7 @@ from serving.errors import (
     LabelNotFound,
     ModelNotFound,
     NotFound,
+    VersionLoading,
     VersionNotFound,
 )
 from serving.graph import Arrays
@@ -82,7 +83,7 @@ class TensorFlowServing:
             return self._core.model(name, _version(version), label, body)
         except LabelNotFound as error:
             raise InvalidRequest(f"Unrecognized servable version label: {error.label}") from error
-        except (ModelNotFound, VersionNotFound) as error:
+        except (ModelNotFound, VersionLoading, VersionNotFound) as error:
             wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
             raise NotFound(f"Servable not found for request: {wanted}") from error
 

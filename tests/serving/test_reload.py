@@ -324,6 +324,27 @@ def test_a_new_model_is_served_without_a_restart_and_the_default_stays(repositor
     assert version_of(served, repository) == 1
 
 
+def test_a_model_that_is_loading_is_told_so_and_not_that_there_is_none(repository, served):
+    """By the Open Inference Protocol; TensorFlow Serving itself has not found it."""
+    tensor = {"name": "features", "shape": [1, 60], "datatype": "FP32", "data": repository.body["instances"][0]}
+    seen: dict[int, httpx.Response] = {}
+    by_tensorflow_serving: dict[int, str] = {}
+
+    def answers() -> bool:
+        answer = served.post("/v2/models/second/infer", json={"inputs": [tensor]})
+        other = served.post("/v1/models/second:predict", json={"instances": repository.body["instances"][:1]})
+        by_tensorflow_serving[other.status_code] = other.text
+        return seen.setdefault(answer.status_code, answer).status_code == 200
+
+    publish_as(repository.folders[1], repository.root, 1, name="second")
+    wait_for(answers, "the second model")
+    assert seen.keys() <= {404, 503, 200}
+    assert seen[503].json()["error"] == 'model "second": its first version is loading, try again later'
+    assert seen[503].headers["retry-after"] == "1"
+    assert by_tensorflow_serving.keys() <= {404, 200}
+    assert "Servable not found for request: Latest(second)" in by_tensorflow_serving[404]
+
+
 def test_with_several_models_a_path_without_a_name_needs_a_choice(repository, tmp_path):
     publish_as(repository.folders[1], repository.root, 1, name="second")
     with bentoml_serve(repository.root, tmp_path / "log") as served:
