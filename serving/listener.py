@@ -6,6 +6,39 @@ import socket
 from typing import Literal
 
 from serving.errors import StartError
+from serving.settings import Settings
+
+# By the setting of each.
+PORTS: dict[str, Literal["REST", "gRPC"]] = {"rest_port": "REST", "grpc_port": "gRPC"}
+
+
+def require_ports(settings: Settings) -> dict[str, StartError]:
+    """Whether a server could listen on the ports beside BentoML's now, before anything is loaded for it.
+
+    Returns what is wrong with those that nobody chose, which are done without; raises StartError for one that somebody
+    chose.
+    """
+    missed: dict[str, StartError] = {}
+    used: dict[int, str] = {}
+    # Who chose nothing gives way.
+    for name in sorted(PORTS, key=lambda name: name not in settings.model_fields_set):
+        port, protocol = getattr(settings, name), PORTS[name]
+        if port == 0:
+            continue
+        try:
+            if port in used:
+                raise StartError(
+                    f"port {port} is {used[port]}'s already, and cannot be {protocol}'s; "
+                    f"choose another DROPSERVE_{protocol.upper()}_PORT, or 0 for none"
+                )
+            listen(settings.host, port, protocol).close()
+        except StartError as error:
+            if name in settings.model_fields_set:
+                raise
+            missed[name] = error
+        else:
+            used[port] = protocol
+    return missed
 
 
 def listen(host: str, port: int, protocol: Literal["REST", "gRPC"], is_shared: bool = False) -> socket.socket:

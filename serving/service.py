@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, NoReturn, Protocol, cast
+from typing import Any, NoReturn, Protocol, cast
 
 import bentoml
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -29,6 +29,7 @@ from models import contract
 from serving import devices, lean
 from serving.access import Gate
 from serving.errors import StartError
+from serving.listener import require_ports
 from serving.repository import Repository
 from serving.settings import ENV_PREFIX, Settings, read_settings
 from serving.tls import Tls
@@ -91,6 +92,12 @@ class Dropserve:
     """Keras models that say when they are guessing: predictions with Monte Carlo dropout uncertainty."""
 
     def __init__(self) -> None:
+        if bentoml.server_context.worker_index is not None and not _shares_ports():
+            try:
+                # Before anything is loaded; by now BentoML's own port is taken too.
+                require_ports(read_settings())
+            except StartError as error:
+                _give_up(error)
         # Imported here, in the worker, and nowhere else: the parent process stays small.
         devices.pin(os.environ, bentoml.server_context.worker_index)
         lean.import_tensorflow()
@@ -120,8 +127,10 @@ class Dropserve:
             Tls.choose(settings)
             repository(settings).check(settings.model)
             workers = devices.planned(settings.device, settings.workers).workers
-            if workers > 1:
-                _require_ports(settings)
+            # Several workers will listen on each port together, so that none of them notices another server that does.
+            for name, error in require_ports(settings).items():
+                logging.getLogger("bentoml.serve").warning("%s: not opened: %s", name, error)
+                os.environ[f"{ENV_PREFIX}{name.upper()}"] = "0"
         except (StartError, contract.ArtifactError) as error:
             _say(error)
             raise SystemExit(CANNOT_START) from None
@@ -139,7 +148,7 @@ class Dropserve:
         await self.core.open()
         self._drain_at_sigterm()
         settings = self.core.settings
-        shared = os.environ.get(SHARED_PORTS_VARIABLE) == "1"
+        shared = _shares_ports()
         if settings.rest_port:
             from serving.app import App
             from serving.rest_port import RestPort
@@ -221,24 +230,8 @@ def repository(settings: Settings) -> Repository:
     return Repository.choose(settings, bundled)
 
 
-def _require_ports(settings: Settings) -> None:
-    """Several workers will listen on each port together, so that none of them notices another server that does.
-
-    Raises StartError for a port that somebody chose; one that nobody chose is done without.
-    """
-    from serving.listener import listen
-
-    ports: list[tuple[str, Literal["REST", "gRPC"]]] = [("rest_port", "REST"), ("grpc_port", "gRPC")]
-    for name, protocol in ports:
-        port = getattr(settings, name)
-        try:
-            if port:
-                listen(settings.host, port, protocol).close()
-        except StartError as error:
-            if name in settings.model_fields_set:
-                raise
-            logging.getLogger("bentoml.serve").warning("%s: not opened: %s", name, error)
-            os.environ[f"{ENV_PREFIX}{name.upper()}"] = "0"
+def _shares_ports() -> bool:
+    return os.environ.get(SHARED_PORTS_VARIABLE) == "1"
 
 
 def _say(error: Exception) -> None:

@@ -23,10 +23,10 @@ def environment(repository: Path, **settings: str) -> dict[str, str]:
     return os.environ | {"DROPSERVE_REPOSITORY": str(repository)} | settings
 
 
-def failed_start(command: Sequence[str], repository: Path, **settings: str) -> str:
-    """The one line of ours on standard error; the exit code is checked."""
+def failed_start(command: Sequence[str], repository: Path, port: int | None = None, /, **settings: str) -> str:
+    """The one line of ours on standard error; the exit code is checked, and that nothing was loaded."""
     ran = subprocess.run(
-        [sys.executable, *command, "--host", "127.0.0.1", "--port", str(free_port())],
+        [sys.executable, *command, "--host", "127.0.0.1", "--port", str(port or free_port())],
         cwd=ROOT,
         env=environment(repository, **settings),
         stdin=subprocess.DEVNULL,
@@ -39,6 +39,7 @@ def failed_start(command: Sequence[str], repository: Path, **settings: str) -> s
     assert "Traceback" not in ran.stdout + ran.stderr
     lines = [line for line in ran.stderr.splitlines() if line.startswith(("dropserve cannot start: ", "error: "))]
     assert len(lines) == 1, ran.stderr
+    assert "version ready" not in ran.stdout
     return lines[0]
 
 
@@ -150,6 +151,21 @@ def test_a_port_that_is_taken_is_refused(trained):
     assert ran.stderr.strip() == (
         f"error: cannot listen on 127.0.0.1:{port}: Address already in use; choose another --port or --host"
     )
+
+
+@both_commands
+def test_two_ports_that_are_one_are_refused_before_anything_is_loaded(command, trained):
+    port = str(free_port())
+    line = failed_start(command, trained.repository, DROPSERVE_REST_PORT=port, DROPSERVE_GRPC_PORT=port)
+    assert f"port {port} is REST's already, and cannot be gRPC's; choose another DROPSERVE_GRPC_PORT" in line
+
+
+@both_commands
+@pytest.mark.parametrize("protocol", ["REST", "gRPC"])
+def test_a_port_that_is_bentoml_s_own_is_refused_before_anything_is_loaded(command, trained, protocol):
+    port = free_port()
+    line = failed_start(command, trained.repository, port, **{f"DROPSERVE_{protocol.upper()}_PORT": str(port)})
+    assert f"cannot listen on 127.0.0.1:{port} for {protocol} (Address already in use)" in line
 
 
 @both_commands
