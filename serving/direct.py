@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Mapping
-from http import HTTPStatus
 from typing import Any, NamedTuple, cast
 
 import httptools
@@ -264,7 +263,7 @@ class DirectProtocol(asyncio.Protocol):
 
     def _write(self, exchange: Exchange, response: Response) -> None:
         self._state.total_requests += 1
-        self._transport.write(self._encoded(exchange, response))
+        self._transport.write(response.encoded(exchange, self._state.default_headers, self._ends))
         self._direct.observer.end(exchange, str(response.status), is_error=response.status >= 400)
         if self._ends:
             self._transport.close()
@@ -274,15 +273,6 @@ class DirectProtocol(asyncio.Protocol):
         if self._held:
             # Not from here: many requests in a row would be as many calls inside of one another.
             self._loop.call_soon(self._go_on)
-
-    def _encoded(self, exchange: Exchange, response: Response) -> bytes:
-        parts = [_STATUS_LINES[response.status]]
-        for name, value in (*self._state.default_headers, *response.all_headers(exchange)):
-            parts += (name, b": ", value, b"\r\n")
-        if self._ends:
-            parts.append(b"connection: close\r\n")
-        parts += (b"\r\n", response.body)
-        return b"".join(parts)
 
     def _go_on(self) -> None:
         """Turn to what has come meanwhile."""
@@ -302,7 +292,8 @@ class DirectProtocol(asyncio.Protocol):
         head, _, _ = data.partition(_HEAD_END)
         # Of a request that asks for another protocol, as Java's own client does for HTTP/2, httptools loses the body.
         kind = TimedH11 if _UPGRADE.search(head) is not None else TimedHttpTools
-        protocol = kind(self._direct.entrance.heads, self._config, self._state, self._app_state, self._loop)
+        direct = self._direct
+        protocol = kind(direct.entrance.heads, direct.observer, self._config, self._state, self._app_state, self._loop)
         self._transport.set_protocol(protocol)
         self._transport.resume_reading()
         protocol.connection_made(self._transport)
@@ -322,6 +313,3 @@ class DirectProtocol(asyncio.Protocol):
                 timer.cancel()
         self._patience = self._idle = None
         self._held = b""
-
-
-_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}

@@ -138,6 +138,11 @@ class HeadTimeout(ServingError):
         super().__init__(f"the head of the request was not complete after {limit_s:g} s: send it faster")
 
 
+class HeadTooLarge(ServingError):
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the head of the request is longer than the limit of {limit} bytes: send fewer headers")
+
+
 class BodyTimeout(ServingError):
     def __init__(self, limit_s: float) -> None:
         super().__init__(f"the body was not complete after {limit_s:g} s: send it faster, or fewer rows a request")

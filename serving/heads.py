@@ -1,11 +1,13 @@
-"""uvicorn's connections, with a limit that it has not: how long the head of a request may take.
+"""uvicorn's connections, with limits that it has not: how long the head of a request may take, and be.
 
-uvicorn waits for ever for the rest of a head, and whoever opens connections and sends next to nothing has its sockets.
+uvicorn waits for ever for the rest of a head, and keeps all of it: whoever opens connections and sends next to nothing
+has its sockets, and whoever never ends a head its memory. What is refused here is counted and logged as all else is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import uvicorn
@@ -13,9 +15,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from serving.errors import HeadTimeout
+from serving.errors import HeadTimeout, HeadTooLarge, InvalidRequest, ServingError
+from serving.observer import Observer
 from serving.overdue import Overdue
 from serving.web import error_response
+
+# The longest head, in bytes, after those that came with its beginning.
+HEAD_BYTES = 2**16
 
 
 class _Timed(asyncio.Protocol):
@@ -23,11 +29,13 @@ class _Timed(asyncio.Protocol):
 
     # uvicorn's own: the latest request whose head is whole, None before the first one.
     cycle: Any
+    server_state: ServerState
     transport: asyncio.Transport
 
     def __init__(
         self,
         heads: Overdue,
+        observer: Observer,
         config: uvicorn.Config,
         server_state: ServerState,
         app_state: dict[str, Any],
@@ -35,6 +43,8 @@ class _Timed(asyncio.Protocol):
     ) -> None:
         super().__init__(config, server_state, app_state, loop)  # type: ignore[call-arg]
         self._heads = heads
+        self._observer = observer
+        self._head_begun = time.perf_counter()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._heads.end(self)
@@ -42,26 +52,58 @@ class _Timed(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._awaits_head() and self not in self._heads:
-            self._heads.begin(self, self._close)
+            self._heads.begin(self, lambda: self._refuse(HeadTimeout(self._heads.limit_s)))
+            self._head_begun = time.perf_counter()
         super().data_received(data)
         if not self._awaits_head():
             self._heads.end(self)
 
+    def send_400_response(self, _: str) -> None:
+        """uvicorn's, for what its parser cannot read."""
+        self._refuse(InvalidRequest("this is no HTTP request as RFC 9112 has it"))
+
     def _awaits_head(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
-    def _close(self) -> None:
+    def _refuse(self, error: ServingError) -> None:
         if self.transport.is_closing():
             return
-        response = error_response(HeadTimeout(self._heads.limit_s))
-        head = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-        self.transport.write(head % (response.content_type.encode(), len(response.body)) + response.body)
+        exchange = self._observer.begin("none", "", "", None, None)
+        exchange.started = self._head_begun
+        response = error_response(error)
+        self.transport.write(response.encoded(exchange, self.server_state.default_headers, closes=True))
         self.transport.close()
+        self._observer.end(exchange, str(response.status), is_error=True)
 
 
 class TimedHttpTools(_Timed, HttpToolsProtocol):
-    pass
+    _is_in_head = False
+    _head_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        was_in_head = self._is_in_head
+        super().data_received(data)
+        if was_in_head and self._is_in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES:
+                self._refuse(HeadTooLarge(HEAD_BYTES))
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        self._is_in_head = True
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # What follows a body's chunks nobody reads.
+        if self._is_in_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        super().on_headers_complete()
 
 
 class TimedH11(_Timed, H11Protocol):
-    pass
+    """h11 has a limit of its own for heads."""

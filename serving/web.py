@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 import orjson
@@ -61,6 +62,8 @@ LENGTH_DIGITS = 19
 
 Outcome = TypeVar("Outcome")
 
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+
 # For a browser that is led here: answers are not pages, and nobody frames them or keeps them.
 _SECURITY: tuple[Header, ...] = (
     (b"x-content-type-options", b"nosniff"),
@@ -101,6 +104,16 @@ class Response:
         if exchange.traceparent is not None:
             headers.append((b"traceparent", exchange.traceparent.encode()))
         return headers
+
+    def encoded(self, exchange: Exchange, before: Iterable[Header], closes: bool) -> bytes:
+        """As HTTP/1.1, for who writes to a connection. before: headers that come first. closes: and tells so."""
+        parts = [_STATUS_LINES[self.status]]
+        for name, value in (*before, *self.all_headers(exchange)):
+            parts += (name, b": ", value, b"\r\n")
+        if closes:
+            parts.append(b"connection: close\r\n")
+        parts += (b"\r\n", self.body)
+        return b"".join(parts)
 
     async def send(self, send: Send, exchange: Exchange, with_body: bool = True) -> None:
         headers = self.all_headers(exchange)

@@ -236,6 +236,54 @@ def test_a_length_said_twice_is_refused(connection):
     assert connection.ask(request(b"{}", headers="Content-Length: 5\r\n"))[0] == 400
 
 
+def refused(server: Any, code: str) -> float:
+    """How many requests were refused before anybody knew what they ask for."""
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        return total(samples(client), "dropserve_requests_total", protocol="none", code=code)
+
+
+@pytest.mark.parametrize("path", ["/livez", "/predict"])
+def test_a_head_without_end_is_refused_before_it_fills_the_memory(served, port, path):
+    before = refused(served, "431")
+    with Connection(port) as connection:
+        connection.send(f"POST {path} HTTP/1.1\r\n".encode())
+        line = b"x-line: " + b"a" * 10_000 + b"\r\n"
+        # The server does not read all of it, and its answer may be lost.
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            connection.send(line * 10_000)
+    wait_for(lambda: refused(served, "431") == before + 1, "the refusal")
+
+
+def test_a_head_that_is_too_long_is_told_so(connection):
+    connection.send(b"POST /livez HTTP/1.1\r\n")
+    time.sleep(0.2)
+    for _ in range(2):
+        connection.send(b"".join(b"x-line: %b\r\n" % (b"a" * 1_000) for _ in range(33)))
+        time.sleep(0.2)
+    status, headers, content = connection.read()
+    assert (status, headers["connection"]) == (431, "close")
+    assert "longer than the limit of 65536 bytes" in json.loads(content)["error"]
+
+
+def test_what_is_no_http_is_refused_and_counted(connection, served):
+    before = refused(served, "400")
+    status, headers, content = connection.ask(b"\x16\x03\x01 no HTTP\r\n\r\n")
+    assert (status, headers["connection"]) == (400, "close")
+    assert "no HTTP request" in json.loads(content)["error"]
+    assert refused(served, "400") == before + 1
+
+
+def test_trailers_of_a_body_are_read_over(connection, trained):
+    content = json.dumps({"instances": trained.instances[:1]}).encode()
+    chunks = b"%x\r\n%b\r\n0\r\nX-Request-Id: later\r\nContent-Encoding: gzip\r\n\r\n" % (len(content), content)
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    plain = connection.ask(request({"instances": trained.instances[:1]}))
+    for _ in range(2):
+        status, headers, answer = connection.ask(head + chunks)
+        assert (status, answer) == (200, plain[2])
+        assert headers["x-request-id"] != "later"
+
+
 def test_a_length_of_thousands_of_digits_is_refused(connection):
     head = request(b"{}").replace(b"Content-Length: 2", b"Content-Length: " + b"0" * 4_400 + b"2")
     assert len(head) > 4_400

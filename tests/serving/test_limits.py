@@ -1,10 +1,12 @@
 """Every limit over HTTP: a clear refusal with the right status, and the server goes on."""
 
 import contextlib
+import json
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import keras
@@ -14,6 +16,7 @@ import pytest
 
 from models.artifact import publish
 from tests.process import bentoml_serve, free_port
+from tests.serving.samples import samples, total
 from tests.serving.versions import publish_as, wait_for
 
 LIMITS = {
@@ -38,8 +41,13 @@ def rest_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def client(trained, tmp_path_factory, rest_port) -> Iterator[httpx.Client]:
-    repository, log = tmp_path_factory.mktemp("limited"), tmp_path_factory.mktemp("limits") / "log"
+def log(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("limits") / "log"
+
+
+@pytest.fixture(scope="module")
+def client(trained, tmp_path_factory, rest_port, log) -> Iterator[httpx.Client]:
+    repository = tmp_path_factory.mktemp("limited")
     publish_as(trained.folder, repository, 1)
     # A class of three for each step of a sequence of any length.
     steps = keras.Input((None, 2), name="steps")
@@ -150,6 +158,25 @@ def test_a_head_that_never_ends_is_not_waited_for(client, rest_port, trained, be
         connection.settimeout(30)
         with contextlib.suppress(ConnectionResetError):
             assert connection.recv(65_536) == b""
+
+
+def test_a_head_that_is_not_waited_for_is_counted_and_logged(client, rest_port, log):
+    def refused() -> float:
+        return total(samples(client), "dropserve_requests_total", protocol="none", code="408")
+
+    before = refused()
+    with socket.create_connection(("127.0.0.1", rest_port), timeout=30) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nx-begun: ")
+        head, _, body = connection.recv(65_536).partition(b"\r\n\r\n")
+    assert "not complete after 3 s" in json.loads(body)["error"]
+    fields = dict(line.split(": ", 1) for line in head.decode().splitlines()[1:])
+    assert fields["connection"] == "close"
+    assert refused() == before + 1
+    wait_for(lambda: fields["x-request-id"] in log.read_text(), "the line in the log")
+    line = next(line for line in log.read_text().splitlines() if fields["x-request-id"] in line)
+    event = json.loads(line)
+    assert (event["code"], event["protocol"], event["path"]) == ("408", "none", "")
+    assert event["duration_ms"] >= 3_000
 
 
 def test_a_connection_on_which_nothing_comes_is_closed(client, rest_port):
