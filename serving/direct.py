@@ -18,7 +18,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from serving.core import Pending
-from serving.entrance import Entrance
+from serving.entrance import HALF_CLOSED_S, Entrance
 from serving.errors import BodyTooLarge
 from serving.heads import TimedH11, TimedHttpTools
 from serving.observer import Exchange, Observer
@@ -142,6 +142,8 @@ class DirectProtocol(asyncio.Protocol):
         self._pending: Pending[dict[str, Any]] | None = None
         self._is_writable = True
         self._ends = False
+        # Set once the client has closed its side: when ours is closed at the latest.
+        self._half_closed: asyncio.TimerHandle | None = None
         self._patience: asyncio.TimerHandle | None = None
         # One timer a connection, which looks how long it has been idle: one a request would cost more. Until the first
         # answer nothing may have come, which nobody keeps a connection open for.
@@ -170,6 +172,16 @@ class DirectProtocol(asyncio.Protocol):
             self._read(data)
             return
         self._hold(data)
+
+    def eof_received(self) -> bool:
+        """The client sends no more. Whether the connection stays open, for what is still to be answered."""
+        is_asked = self._exchange is not None or (self._held and self._patience is None)
+        # Of TLS the event loop closes both sides together.
+        if not is_asked or self._transport.get_extra_info("sslcontext") is not None:
+            return False
+        if self._half_closed is None:
+            self._half_closed = self._loop.call_later(HALF_CLOSED_S, self._transport.close)
+        return True
 
     def pause_writing(self) -> None:
         self._is_writable = False
@@ -219,7 +231,9 @@ class DirectProtocol(asyncio.Protocol):
 
     def _wait(self, data: bytes, wanted: int = 0) -> None:
         self._held = data
-        if max(len(data), wanted) > LONGEST:
+        if self._half_closed is not None:
+            self._transport.close()
+        elif max(len(data), wanted) > LONGEST:
             self._hand_over(data)
         elif self._patience is None:
             self._patience = self._loop.call_later(PATIENCE_S, self._hand_over_held)
@@ -265,7 +279,7 @@ class DirectProtocol(asyncio.Protocol):
         self._state.total_requests += 1
         self._transport.write(response.encoded(exchange, self._state.default_headers, self._ends))
         self._direct.observer.end(exchange, str(response.status), is_error=response.status >= 400)
-        if self._ends:
+        if self._ends or (self._half_closed is not None and not self._held):
             self._transport.close()
             return
         self._idle_since = self._loop.time()
@@ -288,6 +302,7 @@ class DirectProtocol(asyncio.Protocol):
 
     def _hand_over(self, data: bytes) -> None:
         """Leave the connection to uvicorn, as if the bytes had just come."""
+        is_half_closed = self._half_closed is not None
         self._let_go()
         head, _, _ = data.partition(_HEAD_END)
         # Of a request that asks for another protocol, as Java's own client does for HTTP/2, httptools loses the body.
@@ -298,6 +313,8 @@ class DirectProtocol(asyncio.Protocol):
         self._transport.resume_reading()
         protocol.connection_made(self._transport)
         protocol.data_received(data)
+        if is_half_closed and not protocol.eof_received():
+            self._transport.close()
 
     def _close_if_idle(self) -> None:
         idle_s = self._loop.time() - self._idle_since
@@ -308,8 +325,8 @@ class DirectProtocol(asyncio.Protocol):
 
     def _let_go(self) -> None:
         self._state.connections.discard(self)
-        for timer in (self._patience, self._idle):
+        for timer in (self._patience, self._idle, self._half_closed):
             if timer is not None:
                 timer.cancel()
-        self._patience = self._idle = None
+        self._patience = self._idle = self._half_closed = None
         self._held = b""

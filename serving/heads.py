@@ -15,6 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from serving.entrance import HALF_CLOSED_S
 from serving.errors import HeadTimeout, HeadTooLarge, InvalidRequest, ServingError
 from serving.observer import Observer
 from serving.overdue import Overdue
@@ -42,12 +43,17 @@ class _Timed(asyncio.Protocol):
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         super().__init__(config, server_state, app_state, loop)  # type: ignore[call-arg]
+        self._loop = loop
         self._heads = heads
         self._observer = observer
         self._head_begun = time.perf_counter()
+        # Set once the client has closed its side: when ours is closed at the latest.
+        self._half_closed: asyncio.TimerHandle | None = None
 
     def connection_lost(self, error: Exception | None) -> None:
         self._heads.end(self)
+        if self._half_closed is not None:
+            self._half_closed.cancel()
         super().connection_lost(error)
 
     def data_received(self, data: bytes) -> None:
@@ -57,6 +63,21 @@ class _Timed(asyncio.Protocol):
         super().data_received(data)
         if not self._awaits_head():
             self._heads.end(self)
+
+    def eof_received(self) -> bool:
+        """The client sends no more. Whether the connection stays open, for what is still to be answered."""
+        is_asked = not self._awaits_head() and not self.cycle.more_body
+        # Of TLS the event loop closes both sides together.
+        if not is_asked or self.transport.get_extra_info("sslcontext") is not None:
+            return False
+        if self._half_closed is None:
+            self._half_closed = self._loop.call_later(HALF_CLOSED_S, self.transport.close)
+        return True
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()  # type: ignore[misc]
+        if self._half_closed is not None and self._awaits_head():
+            self.transport.close()
 
     def send_400_response(self, _: str) -> None:
         """uvicorn's, for what its parser cannot read."""
@@ -76,7 +97,7 @@ class _Timed(asyncio.Protocol):
         self._observer.end(exchange, str(response.status), is_error=True)
 
 
-class TimedHttpTools(_Timed, HttpToolsProtocol):
+class TimedHttpTools(_Timed, HttpToolsProtocol):  # type: ignore[misc]  # uvicorn keeps no half of a connection
     _is_in_head = False
     _head_bytes = 0
 
@@ -105,5 +126,5 @@ class TimedHttpTools(_Timed, HttpToolsProtocol):
         super().on_headers_complete()
 
 
-class TimedH11(_Timed, H11Protocol):
+class TimedH11(_Timed, H11Protocol):  # type: ignore[misc]  # likewise
     """h11 has a limit of its own for heads."""

@@ -290,6 +290,33 @@ def test_a_length_of_thousands_of_digits_is_refused(connection):
     assert connection.ask(head)[0] == 400
 
 
+@pytest.mark.parametrize(
+    ("path", "by_uvicorn"),
+    [("/predict", False), ("/uncertainty", False), ("/predict", True), ("/uncertainty", True)],
+)
+@pytest.mark.parametrize("asked", [1, 3])
+def test_a_client_that_has_closed_its_side_has_its_answers(connection, trained, path, by_uvicorn, asked):
+    # Not the default seed: another call than the plain one, on the way where draws are made for it.
+    fields = {} if path == "/predict" else {"num_samples": 300, "seed": 5}
+    contents = [
+        request({"instances": [row], **fields}, path, by_uvicorn=by_uvicorn) for row in trained.instances[:asked]
+    ]
+    connection.send(b"".join(contents))
+    connection.socket.shutdown(socket.SHUT_WR)
+    found = [connection.read() for _ in contents]
+    assert [status for status, _, _ in found] == [200] * asked
+    assert connection.is_closed()
+
+
+@pytest.mark.parametrize("by_uvicorn", [False, True])
+def test_a_client_that_closes_its_side_amid_a_request_is_not_waited_for(connection, trained, by_uvicorn):
+    body = {"instances": trained.instances[:1]}
+    connection.send(request(body) + request(body, by_uvicorn=by_uvicorn)[:-5])
+    connection.socket.shutdown(socket.SHUT_WR)
+    assert connection.read()[0] == 200
+    assert connection.is_closed()
+
+
 def test_work_is_given_up_when_its_client_goes_away(served, port, trained):
     body = {"instances": trained.instances[:30], "num_samples": 10_000, "seed": 1}
     content = request(body, "/uncertainty")
