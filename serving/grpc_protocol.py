@@ -12,6 +12,7 @@ import asyncio
 import re
 import ssl
 import string
+import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from socket import socket
@@ -58,6 +59,8 @@ _BEGINNING = encoded(
 _OK = encoded([(b"grpc-status", b"0")])
 
 Metadata = Iterable[tuple[str, str]]
+# What is told of a call that no handler was given: its headers, when it began (`perf_counter`), its status.
+Refused = Callable[[Mapping[bytes, bytes], float, grpc.StatusCode], None]
 
 
 class Handler(Protocol):
@@ -114,6 +117,7 @@ class _Call:
         self.connection = connection
         self.stream = stream
         self.headers = headers
+        self.begun = time.perf_counter()
         self.is_probe = headers.get(b":path") == _PROBE
         self.trailing = b""
         self.method: Handler | None = None
@@ -319,7 +323,7 @@ class Connection(asyncio.Protocol):
             method = server.method(headers.get(b":path", b""))
             timeout_s = _timeout_s(headers.get(b"grpc-timeout"))
         except _Ended as end:
-            self.finish(call, end.code, end.details)
+            self._end_early(call, end.code, end.details)
             return
         if timeout_s is not None:
             call.deadline = server.loop.call_later(timeout_s, self._expire, call)
@@ -373,7 +377,9 @@ class Connection(asyncio.Protocol):
         self._end_early(call, grpc.StatusCode.DEADLINE_EXCEEDED, f"the request was not whole after {waited_s:g} s")
 
     def _end_early(self, call: _Call, code: grpc.StatusCode, details: str) -> None:
-        """Answer before the handler does, which is cancelled."""
+        """Answer before the handler does, which is cancelled, or never begins."""
+        if call.task is None and call.trailers is None:
+            self._server.refused(call.headers, call.begun, code)
         self.finish(call, code, details)
         if call.task is not None:
             call.task.cancel()
@@ -443,10 +449,13 @@ class Connection(asyncio.Protocol):
 class Server:
     """Services on a socket; generated code registers them as with grpcio's server. On one event loop."""
 
-    def __init__(self, max_message_bytes: int, max_calls: int, patience_s: float) -> None:
+    def __init__(
+        self, max_message_bytes: int, max_calls: int, patience_s: float, refused: Refused = lambda *_: None
+    ) -> None:
         """max_calls: how many may be open at one time, health checks apart, which are never refused and take no
-        place. patience_s: how long a request may take to come.
+        place. patience_s: how long a request may take to come. refused: is told of calls that no handler was given.
         """
+        self.refused = refused
         self.max_message_bytes = max_message_bytes
         self.max_calls = max_calls
         self.open_calls = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -73,6 +73,9 @@ _DESCRIBED = (
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
 )
 SERVICES = tuple(service.full_name for service in _DESCRIBED)
+_METHODS = {
+    f"/{service.full_name}/{method.name}".encode(): method.name for service in _DESCRIBED for method in service.methods
+}
 # Not among the services that are listed: grpcio has no descriptor of it, and who lists wants to describe them all.
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 CLASSIFY = "tensorflow/serving/classify"
@@ -320,7 +323,10 @@ class GrpcServer:
         self._tls = Tls.choose(settings)
         # What is running gets as long as any request may take.
         self._grace_s = settings.deadline_ms / 1000
-        self._server = Server(settings.max_body_bytes, settings.max_concurrency, settings.body_timeout_s)
+        self._observer = core.observer
+        self._server = Server(
+            settings.max_body_bytes, settings.max_concurrency, settings.body_timeout_s, self._count_refused
+        )
         services = Services(core)
         for service in _DESCRIBED:
             self._server.add_registered_method_handlers(service.full_name, _handlers(services, service))
@@ -329,6 +335,20 @@ class GrpcServer:
         described = reflection.aio.ReflectionServicer([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME])
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(described, self._server)
         self._server.add_registered_method_handlers(REFLECTION_V1, _reflection_handlers(described))
+
+    def _count_refused(self, headers: Mapping[bytes, bytes], begun: float, code: grpc.StatusCode) -> None:
+        """Count and log a call that came too slowly, was one too many, or is for no method that is here."""
+        path = headers.get(b":path", b"")
+        operation = _METHODS.get(path, "")
+        exchange = self._observer.begin(
+            "tensorflow_serving_grpc" if operation else "none",
+            operation,
+            f"/{operation}" if operation else path.decode("latin-1"),
+            headers.get(b"x-request-id", b"").decode("latin-1"),
+            headers.get(b"traceparent", b"").decode("latin-1"),
+        )
+        exchange.started = begun
+        self._observer.end(exchange, code.name, is_error=True)
 
     async def start(self) -> None:
         for service in SERVICES:

@@ -236,6 +236,28 @@ def lines(served: Served, request_id: str) -> list[dict[str, Any]]:
     return found()
 
 
+def test_calls_that_no_handler_was_given_are_counted_and_logged(client, served, grpc_port):
+    calls = {
+        "/tensorflow.serving.PredictionService/Predict": (bytes(33 * 2**20), "RESOURCE_EXHAUSTED"),
+        "/tensorflow.serving.PredictionService/Absent": (b"", "UNIMPLEMENTED"),
+    }
+
+    def counted(code: str) -> float:
+        return total(samples(client), "dropserve_requests_total", code=code)
+
+    with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
+        for path, (message, code) in calls.items():
+            before = counted(code)
+            with pytest.raises(grpc.RpcError) as refusal:
+                channel.unary_unary(path)(message, metadata=[("x-request-id", f"refused-{code}")], timeout=60)
+            assert refusal.value.code().name == code
+            assert counted(code) == before + 1
+    (large,), (absent,) = (lines(served, f"refused-{code}") for _, code in calls.values())
+    assert (large["protocol"], large["operation"], large["path"]) == ("tensorflow_serving_grpc", "Predict", "/Predict")
+    assert (absent["protocol"], absent["operation"]) == ("none", "")
+    assert absent["path"] == "/tensorflow.serving.PredictionService/Absent"
+
+
 def test_a_path_with_a_line_in_it_forges_no_line_of_the_log(client, served):
     assert client.get("/x%0d%0aforged%20line").status_code == 404
     wait_for(lambda: "forged line" in served.log.read_text(), "the line in the log")
