@@ -207,6 +207,7 @@ class Services(prediction_service_pb2_grpc.PredictionServiceServicer, model_serv
     async def MultiInference(self, request: Any) -> Any:
         if not request.tasks:
             raise InvalidField("tasks", "an empty list", "at least one task")
+        _check_tasks(request.tasks)
         response = inference_pb2.MultiInferenceResponse()
         for task in request.tasks:
             if task.method_name == CLASSIFY:
@@ -405,6 +406,18 @@ def _signature(model: Model, spec: Any) -> str:
     if name not in contract.SIGNATURES:
         raise InvalidRequest(f'Serving signature name: "{name}" not found in signature def')
     return name
+
+
+def _check_tasks(tasks: Sequence[Any]) -> None:
+    """As TensorFlow Serving has it: the tasks ask one model, and each signature once, so that none is work twice."""
+    if len({task.model_spec.name for task in tasks}) > 1:
+        raise InvalidRequest("All ModelSpecs in a MultiInferenceRequest must access the same model name.")
+    seen: set[str] = set()
+    for task in tasks:
+        signature = task.model_spec.signature_name or contract.SERVING_DEFAULT
+        if signature in seen:
+            raise InvalidRequest(f"Duplicate evaluation of signature: {signature}")
+        seen.add(signature)
 
 
 def _spec(model: Model, signature: str = "") -> Any:

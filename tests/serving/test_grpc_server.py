@@ -189,6 +189,19 @@ def test_multi_inference_answers_every_task(stubs, trained):
     assert_refused(lambda: stubs.predict.MultiInference(asked), grpc.StatusCode.INVALID_ARGUMENT, "method_name")
 
 
+def test_multi_inference_asks_one_model_and_each_signature_once(stubs, trained):
+    asked = examples(inference_pb2.MultiInferenceRequest(), trained.rows[:1])
+    for signature in ("", "serving_default"):
+        task = asked.tasks.add(method_name="tensorflow/serving/classify")
+        task.model_spec.name = "sonar"
+        task.model_spec.signature_name = signature
+    twice = "Duplicate evaluation of signature: serving_default"
+    assert_refused(lambda: stubs.predict.MultiInference(asked), grpc.StatusCode.INVALID_ARGUMENT, twice)
+    asked.tasks[1].model_spec.name = "titanic"
+    several = "All ModelSpecs in a MultiInferenceRequest must access the same model name."
+    assert_refused(lambda: stubs.predict.MultiInference(asked), grpc.StatusCode.INVALID_ARGUMENT, several)
+
+
 def test_metadata_is_the_saved_model_s_own(stubs, trained):
     asked = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
     asked.model_spec.name = "sonar"
