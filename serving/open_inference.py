@@ -191,7 +191,7 @@ def _read_inputs(model: Model, content: dict[str, Any], binary: memoryview) -> A
         size = _parameters(tensor, f"input {quote(name)}: parameters").get("binary_data_size")
         if size is None:
             lists[name] = _nested(name, tensor.get("data"), shapes[name])
-        elif "data" in tensor:
+        elif tensor.get("data") is not None:
             raise InvalidField(f"input {quote(name)}", "both data and binary_data_size", "one of them")
         else:
             part, binary = _taken(name, size, binary)
@@ -287,7 +287,9 @@ def _asked(parameters: dict[str, Any]) -> tuple[str, int | None, int | None]:
     num_samples, seed = (_integer(parameters, name) for name in (contract.NUM_SAMPLES, contract.SEED))
     is_asked = num_samples is not None or seed is not None or parameters.get(COVERAGE) is not None
     default = contract.MC_SAMPLE if is_asked else contract.SERVING_DEFAULT
-    signature = parameters.get("signature", default)
+    signature = parameters.get("signature")
+    if signature is None:
+        signature = default
     if signature not in contract.SIGNATURES:
         raise InvalidField("signature", quote(signature), f"one of {choices(contract.SIGNATURES)}")
     return signature, num_samples, seed
@@ -313,7 +315,9 @@ def _integer(parameters: dict[str, Any], name: str) -> int | None:
 
 
 def _flag(parameters: dict[str, Any], name: str, default: bool = False) -> bool:
-    value = parameters.get(name, default)
+    value = parameters.get(name)
+    if value is None:
+        return default
     if type(value) is not bool:
         raise InvalidField(name, quote(value), "true or false")
     return value
@@ -321,7 +325,9 @@ def _flag(parameters: dict[str, Any], name: str, default: bool = False) -> bool:
 
 def _requested_outputs(content: dict[str, Any], parameters: dict[str, Any]) -> dict[str, bool]:
     """Names of the outputs to return, and whether in binary; none for all."""
-    requested = content.get("outputs", [])
+    requested = content.get("outputs")
+    if requested is None:
+        requested = []
     if type(requested) is not list or not all(type(output) is dict for output in requested):
         raise InvalidField("outputs", quote(requested), "a list of objects")
     default = _flag(parameters, "binary_data_output")

@@ -130,6 +130,19 @@ def test_only_the_outputs_asked_for_are_returned(client, trained):
     assert list(outputs(answer)) == ["mutual_information", "std"]
 
 
+def test_an_optional_member_that_is_null_is_one_that_is_not_there(client, trained):
+    rows = trained.rows[:2]
+    plain = client.post(INFER, json=body(rows)).raise_for_status().json()
+    nulls = {"signature": None, "num_samples": None, "seed": None, "coverage": None, "binary_data_output": None}
+    empty = client.post(INFER, json=body(rows, id=None, outputs=None, parameters=nulls))
+    assert empty.raise_for_status().json() == plain
+    wanted = [{"name": "probabilities", "parameters": {"binary_data": None}}]
+    assert client.post(INFER, json=body(rows, outputs=wanted)).raise_for_status().json() == plain
+    raw = rows.astype("<f4").tobytes()
+    given = tensor(rows, data=None, parameters={"binary_data_size": len(raw)})
+    assert binary_post(client, {"inputs": [given]}, raw).raise_for_status().json() == plain
+
+
 def test_the_binary_extension_both_ways(client, trained):
     rows = trained.rows[:3]
     raw = rows.astype("<f4").tobytes()
