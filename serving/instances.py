@@ -243,7 +243,7 @@ class InstanceReader:
             wanted = f"a list of {len(columns)} values or an object by feature name"
             raise InvalidInstance(row, None, quote(instance), wanted)
         names = {column.name for column in columns}
-        if instance.keys() == self._by_name.keys() and not instance.keys() <= names:
+        if instance.keys() >= self._by_name.keys() and not self._by_name.keys() <= names:
             return self._row_of_inputs(row, instance)
         for name in instance:
             if name not in names:
@@ -257,6 +257,9 @@ class InstanceReader:
 
     def _row_of_inputs(self, row: int, instance: dict[str, Any]) -> list[Any]:
         """A table's row given as an object of the model's named inputs."""
+        for name in instance:
+            if name not in self._by_name:
+                raise InvalidInstance(row, name, "an unknown input", f"one of {choices(self._by_name)}")
         if self._is_matrix:
             values = instance[self._inputs[0].name]
             if type(values) is dict and values.keys() == self._by_name.keys():

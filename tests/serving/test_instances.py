@@ -120,6 +120,19 @@ def test_a_table_of_several_types_refuses_by_column(row, named):
     assert f"row 0, {named}" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "row"),
+    [
+        ([NULLABLE], {"features": [1, 2, 3], "extra": 1}),
+        ([NULLABLE], {"features": {"features": [1, 2, 3], "extra": 1}}),
+        (MIXED, {"age": 41.5, "visits": 3, "member": True, "home_town": "Ulm", "extra": 1}),
+    ],
+)
+def test_beside_a_table_s_inputs_the_name_that_is_none_is_refused(inputs, row):
+    with pytest.raises(InvalidInstance, match='row 0, feature "extra": found an unknown input, wanted one of '):
+        reader(*inputs).read([row])
+
+
 def test_an_image_is_a_nested_list_or_an_object_with_its_input():
     pixels = [[[1], [2], [3]], [[4], [5], [6]]]
     plain = reader(IMAGE).read([pixels, pixels])["image"]
