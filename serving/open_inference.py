@@ -41,6 +41,8 @@ _DATATYPES = {
 _LENGTH_BYTES = 4
 
 COVERAGE = "coverage"
+# Of /uncertainty alone: no signature draws until a standard error is reached.
+ADAPTIVE = (contract.TOLERANCE, contract.MAX_SAMPLES)
 
 
 class OpenInference:
@@ -285,6 +287,11 @@ def _parameters(content: dict[str, Any], field: str) -> dict[str, Any]:
 def _asked(parameters: dict[str, Any]) -> tuple[str, int | None, int | None]:
     """Signature, number of draws and seed. Who names draws, a seed or a coverage and no signature wants uncertainty."""
     num_samples, seed = (_integer(parameters, name) for name in (contract.NUM_SAMPLES, contract.SEED))
+    for name in ADAPTIVE:
+        # Unknown parameters do no harm; one that is known elsewhere would be believed to hold.
+        if parameters.get(name) is not None:
+            wanted = "nothing, as only /uncertainty draws until a tolerance is reached"
+            raise InvalidField(name, quote(parameters[name]), wanted)
     is_asked = num_samples is not None or seed is not None or parameters.get(COVERAGE) is not None
     default = contract.MC_SAMPLE if is_asked else contract.SERVING_DEFAULT
     signature = parameters.get("signature")

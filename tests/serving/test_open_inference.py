@@ -251,6 +251,11 @@ BAD = {
     "draws of text": (body(ROW, parameters={"num_samples": "9"}), ["num_samples", '"9"']),
     "a true seed": (body(ROW, parameters={"seed": True}), ["seed", "true"]),
     "a large seed": (body(ROW, parameters={"seed": 2**63}), ["seed", "9223372036854775807"]),
+    "a tolerance": (body(ROW, parameters={"tolerance": 0.01}), ["tolerance", "0.01", "wanted nothing", "/uncertainty"]),
+    "a bound for a tolerance": (
+        body(ROW, parameters={"num_samples": 9, "max_samples": 90}),
+        ["max_samples", "90", "wanted nothing", "/uncertainty"],
+    ),
     "draws without draws": (
         body(ROW, parameters={"num_samples": 9, "signature": "serving_default"}),
         ["num_samples", "9", "serving_default"],
