@@ -37,8 +37,8 @@ serve: $(READY) ## train the default (Sonar) if there is no model yet, then serv
 train: $(READY) ## train DATA (sonar) and publish its next version
 	$(BIN)/dropserve train $(DATA)
 
-test: $(READY) ## run the tests
-	$(BIN)/python -m pytest
+test: $(READY) ## run the tests, two processes side by side
+	$(BIN)/python -m tests.suite
 
 check: $(READY) ## lint, format check, types, import rules
 	$(BIN)/ruff check .

@@ -20,6 +20,8 @@ import pytest
 
 from tests.process import ROOT, Served, bentoml_serve, free_port
 
+pytestmark = pytest.mark.alone
+
 CONFIG = ROOT / "deploy" / "haproxy.cfg"
 CLIENTS = 6
 ROW = [0.5] * 60

@@ -21,6 +21,8 @@ from loadtest.profile import ALL_PROTOCOLS, BY_NAME, NATIVE
 from tests.loadtest.test_verdict import faulty_proxy, loadtest
 from tests.process import ROOT, Served, bentoml_serve, free_port
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def grpc_port() -> int:

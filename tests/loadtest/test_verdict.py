@@ -18,6 +18,8 @@ from loadtest.profile import NATIVE, Search, choose
 from loadtest.verdict import Run
 from tests.process import ROOT, bentoml_serve, free_port
 
+pytestmark = pytest.mark.alone
+
 UNSENT = re.compile(r"([\d,]+) requests were due and not sent before the end")
 UNANSWERED = re.compile(r"(\d+) requests were sent and had no answer when the test ended")
 # An error of a verdict for people; and how often a healthy server may be too slow on a busy machine.

@@ -20,6 +20,8 @@ from serving.metrics import Metrics
 from serving.runtime import Cost, Model
 from serving.settings import Settings
 
+pytestmark = pytest.mark.alone
+
 
 @dataclasses.dataclass(eq=False)
 class CountedModel(Model):

@@ -15,6 +15,8 @@ from tests.process import bentoml_serve, free_port
 from tests.serving.samples import samples, total
 from tests.serving.versions import wait_for
 
+pytestmark = pytest.mark.alone
+
 # Answers differ in them from request to request.
 OWN = {"date", "x-request-id", "traceparent"}
 

@@ -25,6 +25,8 @@ from serving.listener import listen
 from tests.process import free_port
 from tests.serving.versions import wait_for
 
+pytestmark = pytest.mark.alone
+
 LIMIT = 2**20
 MAX_CALLS = 20
 # A test's own pause must not look like a request that never ends; where one is to be given up, it is soon.

@@ -19,6 +19,8 @@ from tests.process import bentoml_serve, free_port
 from tests.serving.samples import samples, total
 from tests.serving.versions import publish_as, wait_for
 
+pytestmark = pytest.mark.alone
+
 LIMITS = {
     "DROPSERVE_MAX_CONCURRENCY": "3",
     "DROPSERVE_BODY_TIMEOUT_S": "3",

@@ -84,6 +84,7 @@ def test_a_port_that_somebody_chose_and_that_is_taken_ends_the_start(trained, tm
             pass
 
 
+@pytest.mark.alone
 def test_sigterm_under_load_answers_everything_that_was_accepted(trained, tmp_path):
     """Readiness falls first; what runs is answered; what is new gets 503; then nobody listens, and the process ends."""
     port = free_port()
@@ -150,6 +151,7 @@ def test_sigterm_under_load_answers_everything_that_was_accepted(trained, tmp_pa
     assert {retry for status, retry in together if status == 503} == {"1"}
 
 
+@pytest.mark.alone
 def test_a_client_that_never_finishes_its_request_does_not_keep_the_server(trained, tmp_path):
     with bentoml_serve(trained.repository, tmp_path / "log", DROPSERVE_DRAIN_S="0", DROPSERVE_GRACE_S="2") as server:
         host, port = server.url.removeprefix("http://").split(":")
@@ -179,6 +181,7 @@ def test_a_killed_worker_is_replaced(trained, tmp_path):
         wait_for(answers, "the same answer from another worker")
 
 
+@pytest.mark.alone
 def test_work_is_given_up_when_its_client_goes_away(trained, tmp_path):
     """Minutes of draws, whose client leaves: the next one's draws need not wait for them."""
     settings: dict[str, Any] = {"DROPSERVE_MAX_ROW_DRAWS": str(10**9), "DROPSERVE_MAX_QUEUE_ROW_DRAWS": str(10**10)}

@@ -126,6 +126,7 @@ def load(served: httpx.Client, repository: Repository) -> Iterator[Load]:
             thread.join()
 
 
+@pytest.mark.alone
 def test_ten_version_changes_under_load_disturb_no_request(repository, served):
     with load(served, repository) as users:
         for _ in range(10):
@@ -151,6 +152,7 @@ def is_refused(client: httpx.Client, version: int, reason: str) -> bool:
     return state == "END" and reason in error
 
 
+@pytest.mark.alone
 def test_broken_and_deleted_versions_under_load_disturb_no_request(repository, served, tmp_path):
     """Half copied, corrupt, and taken away while it answers: the old one goes on, and what comes next is taken."""
     elsewhere, here = tmp_path / "elsewhere", repository.root / "sonar"
@@ -189,6 +191,7 @@ dropserve.main()
 
 
 # Keras's file is cut short, then TensorFlow's variables.
+@pytest.mark.alone
 @pytest.mark.parametrize("longest_file", [20_000, 100_000])
 def test_a_disk_that_is_full_while_a_version_is_published_changes_nothing(repository, served, longest_file):
     before = sorted(repository.root.rglob("*"))

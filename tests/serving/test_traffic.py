@@ -22,6 +22,8 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from tests.process import bentoml_serve, free_port
 
+pytestmark = pytest.mark.alone
+
 CLIENTS = 24
 REQUESTS = 240
 # A request beside slow clients; alone it takes milliseconds, but the machine may be busy.
