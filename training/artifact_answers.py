@@ -68,7 +68,9 @@ class Artifact:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.manifest = manifest
         self._folder = folder
+        # Kept: its functions hold its variables weakly.
         self._loaded = tf.saved_model.load(str(folder))
+        self.signatures: Mapping[str, Any] = self._loaded.signatures
 
     def answers(self, inputs: Mapping[str, Array]) -> list[Answers]:
         """Of each output, in the manifest's order."""
@@ -143,13 +145,13 @@ class Artifact:
         numbers = num_samples * int(np.prod([size or 1 for size in output.shape], dtype=int))
         batch = max(1, min(BATCH_ROWS, BATCH_NUMBERS // numbers))
         found = [
-            summary(self._loaded.signatures[MC_DRAWS](**part, **scalars)[output.prefix + "draws"].numpy())
+            summary(self.signatures[MC_DRAWS](**part, **scalars)[output.prefix + "draws"].numpy())
             for part in self._parts(inputs, batch)
         ]
         return np.concatenate(found)
 
     def _run(self, signature: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        parts = [self._loaded.signatures[signature](**part) for part in self._parts(inputs, BATCH_ROWS)]
+        parts = [self.signatures[signature](**part) for part in self._parts(inputs, BATCH_ROWS)]
         return finite({name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]})
 
     def _parts(self, inputs: Mapping[str, Array], batch: int) -> Any:

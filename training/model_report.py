@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from scipy.stats import fisher_exact
 from sklearn.metrics import confusion_matrix
 
-from models.contract import MC_DRAWS, MC_PREDICT, MIN_NUM_SAMPLES, NUM_SAMPLES, SEED, Manifest, TrainingData
+from models.contract import MC_DRAWS, MIN_NUM_SAMPLES, NUM_SAMPLES, SEED, Manifest, TrainingData
 from models.sampling import some
 from training import trust_sections
 from training.artifact_answers import Artifact
 from training.assessment import assess
 from training.comparison import Variant
 from training.datasets import Dataset
-from training.evaluation import figures, parts
+from training.evaluation import figures
 from training.held_out import HeldOut
 from training.report import COLOURS, LINES, Figure, Grid, Section, draw, page
 from training.scores import share_error
@@ -94,22 +94,18 @@ class Drawn:
 
 def html(evidence: Evidence, folder: Path, manifest: Manifest, more: Sequence[Section] = ()) -> str:
     """The page for the artifact whose SavedModel is in `folder`; `more` stands before the data and settings."""
-    drawn = draw_rows(evidence, folder)
-    more = [*trust(evidence, drawn, Artifact(folder, manifest)), *more]
+    artifact = Artifact(folder, manifest)
+    drawn = draw_rows(evidence, artifact)
+    more = [*trust(evidence, drawn, artifact), *more]
     *first, last = sections(evidence, drawn)
     subtitle = f"{evidence.data.task} of {evidence.data.target} · {evidence.data.name} · {evidence.num_samples} draws"
     return page(f"{evidence.name}: how far to trust it", subtitle, [*first, *more, last])
 
 
-def draw_rows(evidence: Evidence, folder: Path) -> Drawn:
+def draw_rows(evidence: Evidence, artifact: Artifact) -> Drawn:
     """Ask the artifact about test rows."""
     data, rows = evidence.data, some(evidence.rows.test, MAX_ROWS)
-    signatures = tf.saved_model.load(str(folder)).signatures
-    answers = [
-        signatures[MC_PREDICT](**{name: tf.constant(values) for name, values in data.tensors(part).items()})
-        for part in parts(rows)
-    ]
-    outputs = {name: np.concatenate([answer[name].numpy() for answer in answers]) for name in answers[0]}
+    outputs = artifact.served(data.tensors(rows))
     drawn = Drawn(rows, outputs, np.zeros((0, 0)), [])
     order = np.argsort(drawn.doubt, kind="stable")
     chosen = [int(order[0]), int(order[len(order) // 2]), int(order[-1])]
@@ -118,7 +114,7 @@ def draw_rows(evidence: Evidence, folder: Path) -> Drawn:
         SEED: tf.constant(evidence.seed, tf.int64),
     }
     inputs = {name: tf.constant(values) for name, values in data.tensors(rows[chosen]).items()}
-    draws = signatures[MC_DRAWS](**inputs, **scalars)["draws"].numpy().astype(np.float64)
+    draws = artifact.signatures[MC_DRAWS](**inputs, **scalars)["draws"].numpy().astype(np.float64)
     if drawn.is_classification:
         named = outputs["probabilities"][chosen].argmax(axis=1)
         draws = draws[np.arange(len(chosen)), :, named]
