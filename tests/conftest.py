@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -21,6 +22,9 @@ os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 # Started in the background by a shell, pytest ignores Ctrl-C, and so would all that it starts: tests send it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# TensorFlow's graphs are hundreds of thousands of objects that stay; to look through them as often as Python usually
+# does takes a tenth of the time.
+gc.set_threshold(50_000, 5, 5)
 # The command line chooses it, and its tests want to see that.
 os.environ.pop("TF_CPP_MIN_LOG_LEVEL", None)
 
