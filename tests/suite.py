@@ -8,6 +8,7 @@ One process computes, the other mostly waits for servers. What each says stays t
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,9 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 
 COMPUTATION = ("tests/models", "tests/training", "tests/benchmarks")
 SIDE_BY_SIDE = (
@@ -68,8 +71,12 @@ def run(parts: Sequence[Sequence[str]]) -> list[Part]:
                     _show(first.read())
                     time.sleep(0.2)
                 _show(first.read())
+        except SystemExit:
+            for process in processes:
+                process.send_signal(signal.SIGINT)
+            raise
         finally:
-            # After Ctrl-C, which they have seen as well: they stop their servers.
+            # They have seen Ctrl-C as well, and stop their servers.
             for process in processes:
                 process.wait()
         for log in logs[1:]:
@@ -81,7 +88,8 @@ def run(parts: Sequence[Sequence[str]]) -> list[Part]:
 def summary(parts: Iterable[Part], seconds: float) -> str:
     counts = sum((part.counts for part in parts), Counter())
     said = ", ".join(f"{counts[kind]} {_named(kind, counts[kind])}" for kind in KINDS if counts[kind]) or "no tests ran"
-    return f" {said} in {seconds:.2f}s ({int(seconds) // 60} min) ".center(WIDTH, "=")
+    took = f"{seconds:.2f}s" + (f" ({timedelta(seconds=int(seconds))})" if seconds >= 60 else "")
+    return f" {said} in {took} ".center(WIDTH, "=")
 
 
 def exit_code(parts: Sequence[Part]) -> int:
@@ -100,7 +108,13 @@ def _show(text: bytes) -> None:
     sys.stdout.flush()
 
 
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
 def main() -> int:
+    # Comes to this process alone, unlike Ctrl-C.
+    signal.signal(signal.SIGTERM, _end)
     began = time.monotonic()
     try:
         parts = [*run(SIDE_BY_SIDE), *run(ALONE)]
