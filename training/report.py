@@ -19,7 +19,6 @@ import matplotlib
 from cycler import cycler
 from markupsafe import Markup
 from matplotlib.figure import Figure as Canvas
-from matplotlib.text import Text
 
 TEMPLATE = "report.html.jinja"
 
@@ -32,6 +31,8 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,
+    # Two `$` in a name are no formula.
+    "text.parse_math": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.prop_cycle": cycler(color=COLOURS[:4], linestyle=LINES[:4]),
@@ -77,7 +78,7 @@ def draw(caption: str, on: Callable[[Canvas], None], *, width: float = 6.6, heig
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": caption}):
         canvas = Canvas(figsize=(width, height), layout="constrained")
         on(canvas)
-        _take_dollars_literally(canvas)
+        _show_powers_of_ten(canvas)
         file = io.StringIO()
         canvas.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = file.getvalue()
@@ -86,15 +87,13 @@ def draw(caption: str, on: Callable[[Canvas], None], *, width: float = 6.6, heig
     return Figure(Markup(svg.replace("<svg", '<svg role="img"', 1)), caption)
 
 
-def _take_dollars_literally(canvas: Canvas) -> None:
-    """Two `$` in a name are no formula. Only matplotlib's own powers of ten are."""
+def _show_powers_of_ten(canvas: Canvas) -> None:
+    """What matplotlib writes at a logarithmic axis is a formula."""
     for axes in canvas.axes:
-        # Labels of ticks have no text before they are asked for.
-        axes.get_xticklabels()
-        axes.get_yticklabels()
-    for text in canvas.findobj(Text):
-        if isinstance(text, Text) and r"\mathdefault" not in text.get_text():
-            text.set_parse_math(False)
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_scale() == "log":
+                for label in axis.get_ticklabels(which="both"):
+                    label.set_parse_math(True)
 
 
 def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
