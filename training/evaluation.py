@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, mean_squared_error, root_mean_squared_error
 
-from models.contract import MC_PREDICT
+from training.artifact_answers import Artifact
 from training.datasets import Dataset
 
 # Rows a call of a network.
@@ -32,15 +30,10 @@ def answers(model: keras.Model, data: Dataset, rows: NDArray[np.int64]) -> NDArr
     return np.hstack([1 - answer, answer]) if len(data.labels) == 2 else answer
 
 
-def evaluate_artifact(folder: Path, data: Dataset, rows: NDArray[np.int64]) -> dict[str, float]:
+def evaluate_artifact(artifact: Artifact, data: Dataset, rows: NDArray[np.int64]) -> dict[str, float]:
     """`figures` of the mean of the draws, as the artifact itself gives it with its own number of draws and seed."""
-    signature = tf.saved_model.load(str(folder)).signatures[MC_PREDICT]
     key = "mean" if data.task == "regression" else "probabilities"
-    answers = [
-        signature(**{name: tf.constant(values) for name, values in data.tensors(part).items()})[key]
-        for part in parts(rows)
-    ]
-    return figures(np.concatenate([part.numpy() for part in answers]), data, rows)
+    return figures(artifact.served(data.tensors(rows))[key], data, rows)
 
 
 def parts(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:

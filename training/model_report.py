@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.stats import fisher_exact
 from sklearn.metrics import confusion_matrix
 
-from models.contract import MC_DRAWS, MIN_NUM_SAMPLES, NUM_SAMPLES, SEED, Manifest, TrainingData
+from models.contract import MC_DRAWS, MIN_NUM_SAMPLES, NUM_SAMPLES, SEED, TrainingData
 from models.sampling import some
 from training import trust_sections
 from training.artifact_answers import Artifact
@@ -92,9 +91,8 @@ class Drawn:
         return self.outputs["std"] if "std" in self.outputs else self.outputs["epistemic_std"]
 
 
-def html(evidence: Evidence, folder: Path, manifest: Manifest, more: Sequence[Section] = ()) -> str:
-    """The page for the artifact whose SavedModel is in `folder`; `more` stands before the data and settings."""
-    artifact = Artifact(folder, manifest)
+def html(evidence: Evidence, artifact: Artifact, more: Sequence[Section] = ()) -> str:
+    """The page for the artifact; `more` stands before the data and settings."""
     drawn = draw_rows(evidence, artifact)
     more = [*trust(evidence, drawn, artifact), *more]
     *first, last = sections(evidence, drawn)

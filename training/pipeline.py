@@ -15,6 +15,7 @@ from models.holdout import KnownRows
 from models.novelty import MOST_ROWS
 from models.sampling import some
 from training import model_report
+from training.artifact_answers import Artifact
 from training.collapse import is_constant
 from training.comparison import Variant, alternatives, fit_variant, place
 from training.concrete import RatesVanished, learn_rates
@@ -80,6 +81,14 @@ def train(plan: Plan, reporter: Reporter) -> Published:
         training_seed=plan.seed,
         members=plan.members,
     )
+    mc_metrics: dict[str, float] = {}
+
+    def report(folder: Path, manifest: Manifest) -> str:
+        # Loaded once: that takes as long as the training of a small network.
+        artifact = Artifact(folder, manifest)
+        mc_metrics.update(evaluate_artifact(artifact, data, rows.test))
+        return model_report.html(evidence, artifact)
+
     with reporter.step(f"publishing {plan.name}"):
         folder = publish(
             chosen.model,
@@ -106,10 +115,9 @@ def train(plan: Plan, reporter: Reporter) -> Published:
             },
             num_samples=plan.num_samples,
             members=plan.members,
-            report=lambda folder, manifest: model_report.html(evidence, folder, manifest),
+            report=report,
         )
         tag = import_artifact(folder)
-        mc_metrics = evaluate_artifact(folder, data, rows.test)
     return Published(
         folder,
         tag,
