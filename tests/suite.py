@@ -2,7 +2,7 @@
 
     python -m tests.suite
 
-One process computes, the other mostly waits for servers. What each says stays together, and the last line counts all.
+What each process says stays together, and the last line counts all.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 
-COMPUTATION = ("tests/models", "tests/training", "tests/benchmarks")
+# About half of the time: networks are trained. Beside it others are packaged, and servers are waited for.
+TRAINING = ("tests/training", "tests/benchmarks")
 SIDE_BY_SIDE = (
-    ("-m", "not alone", *COMPUTATION),
-    ("-m", "not alone", "tests", *(f"--ignore={folder}" for folder in COMPUTATION)),
+    ("-m", "not alone", *TRAINING),
+    ("-m", "not alone", "tests", *(f"--ignore={folder}" for folder in TRAINING)),
 )
 ALONE = (("-m", "alone", "tests"),)
 

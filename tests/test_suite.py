@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.process import ROOT
-from tests.suite import COMPUTATION, Part, summary
+from tests.suite import TRAINING, Part, summary
 
 PROJECT = """
 [tool.pytest.ini_options]
@@ -21,14 +21,14 @@ addopts = ["--strict-markers", "-ra"]
 markers = ["alone: by itself"]
 """
 # The first two are there at one time, the third when they have gone.
-MODELS = """
+NETWORKS = """
 import pathlib, time
-def test_model():
+def test_network():
     pathlib.Path("computing").touch()
     while not pathlib.Path("serving").exists():
         time.sleep(0.05)
     for number in range(50):
-        print("of the model", number)
+        print("of the network", number)
     assert {holds}
 """
 SERVING = """
@@ -52,14 +52,14 @@ def test_deadline():
 
 @pytest.fixture
 def project(tmp_path) -> Path:
-    for folder in (*COMPUTATION, "tests/serving"):
+    for folder in (*TRAINING, "tests/serving"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "pyproject.toml").write_text(PROJECT)
     return tmp_path
 
 
-def write(project: Path, *, models: str = "True", server: str = "True", alone: str = "pass") -> None:
-    (project / "tests" / "models" / "test_models.py").write_text(MODELS.format(holds=models))
+def write(project: Path, *, networks: str = "True", server: str = "True", alone: str = "pass") -> None:
+    (project / "tests" / "training" / "test_training.py").write_text(NETWORKS.format(holds=networks))
     serving = SERVING.format(holds=server, alone=alone)
     (project / "tests" / "serving" / "test_serving.py").write_text(serving)
 
@@ -83,14 +83,14 @@ def test_all_parts_pass_and_the_last_line_counts_them(project):
 
 
 def test_failures_are_said_whole_one_part_after_another(project):
-    write(project, models="1 == 2", server="3 == 4")
+    write(project, networks="1 == 2", server="3 == 4")
     done = suite(project)
     assert done.returncode == 1
     *_, last = done.stdout.splitlines()
     assert re.fullmatch(r"=+ 2 failed, 1 passed, 1 skipped in [\d.]+s =+", last)
-    for place in ("model", "server"):
+    for place in ("network", "server"):
         assert "\n".join(f"of the {place} {number}" for number in range(50)) in done.stdout
-    assert done.stdout.index("of the model 49") < done.stdout.index("1 failed") < done.stdout.index("of the server 0")
+    assert done.stdout.index("of the network 49") < done.stdout.index("1 failed") < done.stdout.index("of the server 0")
 
 
 def test_what_fails_alone_fails_the_suite(project):
@@ -123,7 +123,7 @@ def test_an_end_from_outside_ends_both_parts_and_waits_for_them(project, sent):
         "import pytest\n@pytest.fixture(autouse=True)\ndef cleaned():\n    yield\n    open('cleaned', 'a').write('x')\n"
     )
     (project / "conftest.py").write_text(cleaned)
-    write(project, models="time.sleep(60)", server="time.sleep(60)")
+    write(project, networks="time.sleep(60)", server="time.sleep(60)")
     command = [sys.executable, str(ROOT / "tests" / "suite.py")]
     with subprocess.Popen(
         command,
