@@ -25,6 +25,7 @@ from models.artifact import publish
 from models.contract import Manifest, ModelInput, ModelOutput, Temperature
 from tests.models import networks
 from tests.models.artifacts import Artifact
+from tests.serving.versions import publish_as
 from training import held_out, images
 from training.artifact_answers import without_temperature
 from training.assessment import class_scores
@@ -338,7 +339,7 @@ def test_tables_for_people(command):
 
 
 def test_older_versions_are_judged_where_they_are_asked_for(desk, judged, command):
-    train(plan("sonar", seed=1, num_samples=5, epochs=1, repository=desk / "artifacts"), Reporter(quiet=True))
+    publish_as(desk / "artifacts" / "sonar" / "1", desk / "artifacts", 2)
     assert judged("sonar", "sonar")["model"]["version"] == "2"
     assert judged("sonar", "sonar", "--version", 1)["model"]["version"] == "1"
     assert "no version 3, wanted one of 1, 2" in command("sonar", "sonar", "--version", 3)[2]
