@@ -208,7 +208,7 @@ def test_one_wrong_probability_in_a_thousand_answers_fails(sonar_server):
 )
 def test_wrong_answers_fail_and_are_named(sonar_server, fault, said):
     with faulty_proxy(sonar_server.url, fault, every=10) as url:
-        done = loadtest("--host", url, "--json", run_time="4s")
+        done = loadtest("--host", url, "--json", run_time="2s")
     assert done.returncode == 1, done.stdout + done.stderr
     verdict = json.loads(done.stdout)
     assert not verdict["passed"]
