@@ -224,6 +224,8 @@ def _known_loss(loss: Any) -> Any | None:
 _KERAS_MODULES = (keras, keras.layers, keras.models, keras.initializers, keras.regularizers, keras.constraints)
 # Classes that Keras writes but does not export by that name.
 _KERAS_CLASSES = frozenset({"Functional", "Policy", "DTypePolicy"})
+# Where the classes of keras.ops are: Keras writes them into HDF5 files, and finds them there no more.
+_OPERATIONS = tuple(getattr(keras.src.ops, name) for name in ("core", "image", "linalg", "math", "nn", "numpy"))
 
 
 class _Serialised(NamedTuple):
@@ -238,6 +240,10 @@ class _Serialised(NamedTuple):
     @property
     def is_lambda(self) -> bool:
         return self.class_name in ("Lambda", "__lambda__")
+
+    @property
+    def is_operation(self) -> bool:
+        return self.module is None and any(hasattr(module, self.class_name) for module in _OPERATIONS)
 
     @property
     def is_known(self) -> bool:
@@ -263,6 +269,12 @@ def _refuse_foreign_code(path: Path, architecture: Any) -> None:
                 path,
                 f"layer {item.layer!r} is a Lambda: its function is code inside the file, which is never run; "
                 "use a Keras layer, or keras.ops in a functional model",
+            )
+        if not item.is_known and item.is_operation:
+            raise PackageError(
+                path,
+                f"layer {item.layer!r} is an operation of keras.ops, {item.class_name}, which Keras loads from no HDF5 "
+                "file; save the model as .keras",
             )
         if not item.is_known:
             raise PackageError(

@@ -663,6 +663,15 @@ def test_the_same_from_hdf5(command, desk, case, monkeypatch):
     refused(command, desk, "odd.h5", "--name", "odd", reason=reason)
 
 
+def test_an_operation_is_not_taken_for_foreign_code_in_hdf5(command, desk):
+    """Keras writes it there and does not find it again."""
+    inputs = keras.Input((4,), name="x")
+    x = layers.Dropout(0.5)(keras.ops.absolute(inputs))
+    keras.Model(inputs, layers.Dense(1)(x)).save(desk / "odd.h5")
+    reason = "is an operation of keras.ops, Absolute, which Keras loads from no HDF5 file; save the model as .keras"
+    refused(command, desk, "odd.h5", "--name", "odd", reason=reason)
+
+
 def test_a_subclassed_model_that_is_not_registered_is_refused_by_name(command, desk):
     subclassed().save(desk / "odd.keras")
     refused(command, desk, "odd.keras", "--name", "odd", reason="is of the class .*StrangeModel")
