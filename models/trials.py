@@ -43,8 +43,9 @@ def free_size(network: Network, specs: Sequence[tf.TensorSpec]) -> int:
         except (ValueError, tf.errors.OpError) as error:
             reason = reason or f" ({' '.join(str(error).split())[:200]})"
             continue
-        # An empty map: what is made of it is no number. Shapes themselves may be empty.
-        tensors = [tensor for operation in graph.get_operations() for tensor in operation.outputs]
+        # An empty map: what is made of it is no number. Shapes themselves may be empty, as constants of any type.
+        computed = [operation for operation in graph.get_operations() if operation.type != "Const"]
+        tensors = [tensor for operation in computed for tensor in operation.outputs]
         if not any(0 in tensor.shape for tensor in tensors if tensor.dtype.is_floating and tensor.shape.rank):
             return size
     raise ArtifactError(

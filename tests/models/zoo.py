@@ -431,6 +431,17 @@ def a_class_for_each_pixel():
 
 
 @exhibit()
+def a_class_for_each_pixel_of_a_map_that_shrinks_and_grows():
+    return stack(
+        (None, None, 1),
+        layers.Conv2D(3, 3, padding="same", activation="relu"),
+        layers.MaxPooling2D(),
+        layers.SpatialDropout2D(0.3),
+        layers.UpSampling2D(),
+    )
+
+
+@exhibit()
 def logits():
     model = keras.Sequential([keras.Input((5,), name="x"), layers.Dropout(0.4), layers.Dense(3)])
     model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
