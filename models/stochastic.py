@@ -391,6 +391,13 @@ def _is_augmentation(layer: keras.Layer) -> bool:
     return type(layer).__module__.startswith("keras.") and ".preprocessing." in type(layer).__module__
 
 
+def _without_state(augmentation: keras.Layer) -> None:
+    """Some of them (RandomHue, say) draw numbers in inference mode too, where they use none: from a seed that stays."""
+    for name, value in list(vars(augmentation).items()):
+        if isinstance(value, keras.random.SeedGenerator):
+            object.__setattr__(augmentation, name, 0)
+
+
 def _check_honourable(layer: keras.Layer, path: str) -> None:
     if getattr(layer, "stateful", False):
         raise ArtifactError(
@@ -418,6 +425,7 @@ def attach(model: keras.Model) -> list[StochasticLayer]:
             # The exported graph must run on any device, and one step at a time is where the masks apply.
             layer.use_cudnn = False
         if _is_augmentation(layer):
+            _without_state(layer)
             continue
         kind = _kind_of(layer, path)
         if kind is None:
