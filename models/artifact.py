@@ -62,7 +62,6 @@ from models.engine import Engine
 from models.holdout import Holdout, KnownRows
 from models.network import Network
 from models.stochastic import walk
-from models.trials import made_up
 
 # Rows of the examples that go into the manifest and the warm-up records.
 _MAX_EXAMPLES = 3
@@ -437,7 +436,7 @@ def _refuse_mixed_rows(draws: Any, engine: Engine, names: Sequence[str]) -> None
 
     They would where an operation works over the rows' axis or merges it with another: a trial shows that.
     """
-    rows = dict(zip(names, made_up(engine.input_specs, 2, 1.0, engine.free_size), strict=True))
+    rows = dict(zip(names, engine.made_up(2, 1.0), strict=True))
     seed = tf.constant(engine.seed, tf.int64)
     together = draws(**rows, num_samples=tf.constant(3), seed=seed)
     alone = draws(**{name: values[1:] for name, values in rows.items()}, num_samples=tf.constant(2), seed=seed)
@@ -460,7 +459,7 @@ def _refuse_broken_probabilities(draws: Any, engine: Engine, names: Sequence[str
     heads = [head for head in engine.heads if head.is_classification and head.link == "identity"]
     if not heads:
         return
-    rows = dict(zip(names, made_up(engine.input_specs, _TRIAL_ROWS, 10.0, engine.free_size), strict=True))
+    rows = dict(zip(names, engine.made_up(_TRIAL_ROWS, 10.0), strict=True))
     found = draws(**rows, num_samples=tf.constant(_TRIAL_DRAWS), seed=tf.constant(engine.seed, tf.int64))
     tolerance = _ROUNDING_HALF if engine.network.is_half_precision else _ROUNDING
     for head in heads:

@@ -22,7 +22,7 @@ from models.network import Network, widest
 from models.novelty import Novelty, features
 from models.statistics import MIN_QUANTILE_DRAWS, QUANTILE_DRAWS, Moments, merge
 from models.stochastic import Draws, Noise
-from models.trials import free_size
+from models.trials import free_size, made_up, wants_whole
 
 # Floats of one activation of one chunk: it should stay in a core's caches.
 CHUNK_FLOATS = 2**19
@@ -64,6 +64,7 @@ class Engine:
         self.masks = masks
         # Of the inputs' free axes, where it must be tried.
         self.free_size = free_size(network, self.input_specs)
+        self.wants_whole = wants_whole(network, self.input_specs)
         self.heads: list[Head] = []
         # How far a row lies from known ones; None until they are known.
         self.novelty: Novelty | None = None
@@ -190,6 +191,10 @@ class Engine:
         answers = self._decided(dict(zip(names, rest[: len(names)], strict=True)), prefix)
         return {**answers, "num_samples": used, "converged": worst <= tolerance}
 
+    def made_up(self, rows: int, spread: float) -> list[tf.Tensor]:
+        """Rows of input that the network runs with, see `models.trials`."""
+        return made_up(self.input_specs, rows, spread, self.free_size, self.wants_whole)
+
     # How it is done.
 
     def _plan(self, task: Task | None, labels: list[str] | None, unit: str | None, has_noise: bool) -> None:
@@ -224,7 +229,7 @@ class Engine:
         self._static_noise = all(noise.is_static for noise in self.noises)
         if any(own != shapes[0] for own in shapes) or (self._static_noise and any(own != asked[0] for own in asked)):
             raise ArtifactError(f"model {self.network.model.name!r}: its members are not of one architecture")
-        self.heads = heads_of(self.network, shapes[0], task, labels, unit, self.input_specs, self.free_size, has_noise)
+        self.heads = heads_of(self.network, shapes[0], task, labels, unit, self.made_up, has_noise)
         self._draw_shapes = [head.draw_shape for head in self.heads]
 
     def _refuse_idle_layers(self, drawn: set[int]) -> None:

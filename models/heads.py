@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,6 @@ from models.contract import (
 )
 from models.network import Network
 from models.statistics import Moments
-from models.trials import made_up
 
 # Made-up rows that show what an output is where the graph does not say.
 _PROBE_ROWS = 32
@@ -246,9 +245,9 @@ def _probed(values: NDArray[Any]) -> str:
     return "softmax" if sums_to_one else "sigmoid"
 
 
-def _probe(network: Network, specs: Sequence[tf.TensorSpec], free: int) -> list[NDArray[Any]]:
+def _probe(network: Network, made_up: Callable[[int, float], list[tf.Tensor]]) -> list[NDArray[Any]]:
     """The network's outputs, dropout off, for made-up rows of large numbers: so that logits show as such."""
-    outputs = network.deterministic(made_up(specs, _PROBE_ROWS, 10.0, free))
+    outputs = network.deterministic(made_up(_PROBE_ROWS, 10.0))
     return [tf.cast(tensor, tf.float32).numpy() for tensor in outputs]
 
 
@@ -268,14 +267,13 @@ def heads_of(
     task: Task | None,
     labels: list[str] | None,
     unit: str | None,
-    specs: Sequence[tf.TensorSpec],
-    free: int,
+    made_up: Callable[[int, float], list[tf.Tensor]],
     has_noise: bool = False,
 ) -> list[Head]:
     """The heads of a network's outputs, `shapes` without the rows' axis.
 
-    free: the size of free axes at which it can be tried. has_noise: the single output is a regression's mean and
-    the standard deviation of its noise.
+    made_up: so many rows of inputs of such a spread, that it can be tried with. has_noise: the single output is a
+    regression's mean and the standard deviation of its noise.
 
     Raises ArtifactError where the outputs and what is said of them do not fit together.
     """
@@ -296,7 +294,7 @@ def heads_of(
     known = [_activation(symbol) for symbol in network.model.outputs] if network.is_split else [None] * len(names)
     looks = ["linear"] * len(names)
     if None in known and task != "regression":
-        looks = [_probed(values) for values in _probe(network, specs, free)]
+        looks = [_probed(values) for values in _probe(network, made_up)]
     heads = []
     for number, (name, activation, look, shape) in enumerate(zip(names, known, looks, shapes, strict=True)):
         chosen = task

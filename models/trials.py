@@ -4,29 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from models.contract import ArtifactError
 from models.network import Network
+from models.stochastic import walk
 
 # What stands for a free axis, the first that the network can run with: a wide kernel wants a long signal, a network
 # that halves a picture five times a large one.
 FREE_SIZES = (8, 32, 128, 512)
 
 
-def made_up(specs: Sequence[tf.TensorSpec], rows: int, spread: float, free: int) -> list[tf.Tensor]:
-    """Normal numbers of that spread, zeros and ones, empty strings. free: the size of free axes."""
+def made_up(
+    specs: Sequence[tf.TensorSpec], rows: int, spread: float, free: int, whole: bool = False
+) -> list[tf.Tensor]:
+    """Normal numbers of that spread, zeros and ones, empty strings.
+
+    free: the size of free axes. whole: zeros and ones for floats, too.
+    """
     random = np.random.default_rng(0)
 
     def values(spec: tf.TensorSpec) -> tf.Tensor:
         shape = [rows, *(free if size is None else size for size in spec.shape[1:])]
         if spec.dtype == tf.string:
             return tf.fill(shape, "")
-        numbers = random.normal(0, spread, shape) if spec.dtype.is_floating else random.integers(0, 2, shape)
+        is_number = spec.dtype.is_floating and not whole
+        numbers = random.normal(0, spread, shape) if is_number else random.integers(0, 2, shape)
         return tf.cast(numbers, spec.dtype)
 
     return [values(spec) for spec in specs]
+
+
+def wants_whole(network: Network, specs: Sequence[tf.TensorSpec]) -> bool:
+    """Whether floats stand for an Embedding's tokens, as they do where nobody said int."""
+    is_looked_up = any(isinstance(layer, keras.layers.Embedding) for _, layer in walk(network.model))
+    return is_looked_up and all(spec.dtype.is_floating for spec in specs)
 
 
 def free_size(network: Network, specs: Sequence[tf.TensorSpec]) -> int:

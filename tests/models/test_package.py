@@ -223,6 +223,29 @@ def test_free_axes_are_tried_at_a_size_that_the_network_takes(command, desk, sha
     assert np.shape(artifact.manifest.examples[0]) == tuple(size if axis is None else axis for axis in shape)
 
 
+@keras.saving.register_keras_serializable(package="written")
+class Reader(keras.Model):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.embed, self.drop, self.answer = layers.Embedding(3, 4), layers.Dropout(0.5), layers.Dense(1)
+
+    def call(self, inputs, training=False):
+        return self.answer(keras.ops.mean(self.drop(self.embed(inputs), training=training), axis=1))
+
+
+def test_tokens_that_come_as_floats_are_tried_as_tokens(command, desk):
+    """Keras's inputs are floats where nobody said int; an Embedding has no vector for -0.7 or 12.3."""
+    subclassed = Reader()
+    subclassed(np.zeros((1, 5), np.int32))
+    stack = [layers.Embedding(3, 4), layers.Dropout(0.5), layers.Flatten()]
+    rows = np.array([[0, 1, 2, 2, 1]], np.float32)
+    for number, model in enumerate([table(*stack, input=keras.Input((5,), name="x")), subclassed]):
+        artifact = artifact_of(networks.scatter(model), desk, command, f"tokens-{number}")
+        name = artifact.manifest.inputs[0].name
+        draws = artifact.answer("mc_draws", {name: rows}, num_samples=5, seed=0)["draws"]
+        assert np.ptp(draws, axis=1).max() > 1e-3
+
+
 def test_names_that_no_signature_can_carry_are_made_plain(command, desk):
     names = ["petal-width", "1st", "class", "Sepal length (cm)", "own_name"]
     given = [keras.Input((1,), name=name) for name in names]
