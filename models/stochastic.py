@@ -197,7 +197,10 @@ class _DrawnDropout(_DrawnElementwise):
         sizes = row_sizes(x)
         if self.noise_shape is None:
             return sizes
-        return [size if wanted is None else wanted for size, wanted in zip(sizes, self.noise_shape[1:], strict=True)]
+        # A shorter one is broadcast, as in Keras.
+        missing = x.shape.rank - len(self.noise_shape)
+        shape = [*[1] * missing, *self.noise_shape][1:]
+        return [size if wanted is None else wanted for size, wanted in zip(sizes, shape, strict=True)]
 
 
 class _DrawnSpatialDropout(_DrawnDropout):

@@ -73,7 +73,9 @@ class HandNoise(layers.Layer):
                     for axis, size in enumerate(shape)
                 ]
             case _ if self.original.noise_shape is not None:
-                pairs = zip(shape, self.original.noise_shape[1:], strict=True)
+                # A shorter one is broadcast.
+                padded = [*[1] * len(shape), *self.original.noise_shape][-len(shape) :]
+                pairs = zip(shape, padded, strict=True)
                 noise_shape = [size if wanted is None else wanted for size, wanted in pairs]
             case _:
                 noise_shape = shape

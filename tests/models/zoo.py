@@ -64,6 +64,12 @@ def noise_shapes():
     )
 
 
+@exhibit(same_as_training=False)
+def noise_shape_of_fewer_axes():
+    """Broadcast, as in Keras, where it is one mask for a whole batch."""
+    return stack(SEQUENCE, layers.Dropout(0.4, noise_shape=(4,)), layers.Flatten())
+
+
 @exhibit()
 def spatial_dropout_1d():
     return stack(SEQUENCE, layers.Conv1D(6, 2), layers.SpatialDropout1D(0.4), layers.Flatten())
