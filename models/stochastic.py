@@ -11,6 +11,7 @@ import contextlib
 import functools
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -351,12 +352,17 @@ def _children(layer: keras.Layer) -> list[keras.Layer]:
     return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
-def _stable_name(child: keras.Layer, parent: keras.Layer) -> str:
-    """The layer's name; without Keras's process-wide counter where it is a part that its parent made for itself."""
-    made = type(child).__name__.lower()
-    if not isinstance(parent, keras.Model) and re.fullmatch(rf"{made}_\d+", child.name):
-        return made
-    return child.name
+def _stable_name(child: keras.Layer, parent: keras.Layer, made: Counter[str]) -> str:
+    """The layer's name; where it is a part that its parent made for itself, numbered within the parent and not by
+    Keras's process-wide counter.
+
+    made: how many parts of each name the parent had before; counts this one.
+    """
+    usual = re.sub("([a-z])([A-Z])", r"\1_\2", re.sub("(.)([A-Z][a-z]+)", r"\1_\2", type(child).__name__)).lower()
+    if isinstance(parent, keras.Model) or not re.fullmatch(rf"{usual}(_\d+)?", child.name):
+        return child.name
+    made[usual] += 1
+    return usual if made[usual] == 1 else f"{usual}_{made[usual] - 1}"
 
 
 def walk(model: keras.Layer) -> Iterator[tuple[str, keras.Layer]]:
@@ -364,11 +370,12 @@ def walk(model: keras.Layer) -> Iterator[tuple[str, keras.Layer]]:
     seen: set[int] = set()
 
     def below(layer: keras.Layer, path: str) -> Iterator[tuple[str, keras.Layer]]:
+        made: Counter[str] = Counter()
         for child in _children(layer):
             if id(child) in seen:
                 continue
             seen.add(id(child))
-            name = _stable_name(child, layer)
+            name = _stable_name(child, layer, made)
             child_path = f"{path}/{name}" if path else name
             yield child_path, child
             yield from below(child, child_path)

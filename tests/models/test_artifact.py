@@ -25,6 +25,7 @@ from models.contract import (
     WARMUP_FILE,
     ArtifactError,
     Feature,
+    read_manifest,
     verify,
     versions,
 )
@@ -67,6 +68,32 @@ def test_manifest_names_every_stochastic_layer_with_its_rate(sonar, norms):
         (2, "hidden_2_dropout", "Dropout", {"rate": 0.3}),
     ]
     assert [layer.kind for layer in norms.manifest.stochastic_layers] == ["SpatialDropout2D", "Dropout"]
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Block(keras.layers.Layer):
+    """Parts that Keras names: by a counter of the process."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.parts = [keras.layers.GaussianNoise(0.1), keras.layers.Dropout(0.2), keras.layers.GaussianNoise(0.3)]
+
+    def call(self, inputs, training=False):
+        for part in self.parts:
+            inputs = part(inputs, training=training)
+        return inputs
+
+    def get_config(self):
+        # With its name.
+        return super().get_config()
+
+
+def test_a_layers_path_tells_it_apart_and_is_the_same_in_every_process(tmp_path):
+    wanted = ["block/gaussian_noise", "block/dropout", "block/gaussian_noise_1"]
+    for _ in range(2):
+        model = keras.Sequential([keras.Input((3,)), Block(name="block"), keras.layers.Dense(1)])
+        manifest = read_manifest(publish(model, name="blocks", repository=tmp_path))
+        assert [layer.path for layer in manifest.stochastic_layers] == wanted
 
 
 def test_keras_files_reload_and_predict_identically(sonar, sonar_model, sonar_rows):
