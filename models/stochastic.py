@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import keras
 import numpy as np
@@ -107,6 +107,24 @@ class Draws:
         self.noises: list[Noise] = []
         self._source = source
         self._calls: dict[int, int] = {}
+        self._graph = tf.compat.v1.get_default_graph()
+        self.refusal: ArtifactError | None = None
+
+    def refuse(self, reason: str) -> NoReturn:
+        """Raise ArtifactError, from within a layer: Keras puts its own words into what passes through its layers."""
+        self.refusal = ArtifactError(reason)
+        raise self.refusal
+
+    def refuse_loops(self, layer: str) -> None:
+        """Raise ArtifactError where the layer is called in a loop: its body is traced once, for all steps."""
+        graph: Any = tf.compat.v1.get_default_graph()
+        while graph is not None and graph is not self._graph:
+            if type(graph).__name__ == "WhileBodyFuncGraph":
+                self.refuse(
+                    f"layer {layer!r}: it drops anew at each step of a loop (an RNN's, say, whose cell holds it), and "
+                    "one mask would serve them all; wanted RNN(..., unroll=True), or the layer outside the loop"
+                )
+            graph = getattr(graph, "outer_graph", None)
 
     def begin_call(self, layer: int) -> int:
         """Number of this call of the layer within one pass through the network."""
@@ -161,6 +179,10 @@ def drawing(draws: Draws) -> Iterator[Draws]:
     token = _active.set(draws)
     try:
         yield draws
+    except Exception:
+        if draws.refusal is not None:
+            raise draws.refusal from None
+        raise
     finally:
         _active.reset(token)
 
@@ -175,11 +197,18 @@ class _DrawnElementwise:
     """A layer that applies one array of noise to its input. Also takes an unfolded input (`Draws.unfolded`)."""
 
     draw_index: int
+    name: str
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         draws = _active.get()
         if draws is None:
             return inputs
+        draws.refuse_loops(self.name)
+        if not inputs.dtype.is_floating:
+            draws.refuse(
+                f"layer {self.name!r}: its noise falls on numbers of type {inputs.dtype.name}, which Keras does not "
+                "train either; wanted floating-point numbers: a cast before it"
+            )
         return self.draw(draws, draws.begin_call(self.draw_index), inputs)
 
     def draw(self, draws: Draws, call: int, x: tf.Tensor) -> tf.Tensor:
@@ -291,12 +320,14 @@ class _DrawnAttention:
     """Attention and AdditiveAttention: dropout on the attention weights."""
 
     draw_index: int
+    name: str
     dropout: float
 
     def _apply_scores(self, scores: Any, value: Any, scores_mask: Any = None, training: bool = False) -> Any:
         draws = _active.get()
         _, weights = super()._apply_scores(scores, value, scores_mask=scores_mask, training=False)  # type: ignore[misc]
         if draws is not None:
+            draws.refuse_loops(self.name)
             call = draws.begin_call(self.draw_index)
             rate = self.dropout
             noise = draws.noise(self.draw_index, call, 0, "keep", rate, 1 / (1 - rate), row_sizes(weights))

@@ -104,6 +104,32 @@ def test_recurrent_masks_are_one_a_sequence(shelf, cell):
     assert varies(draws[None])
 
 
+@keras.saving.register_keras_serializable(package="traps")
+class CellWithDropout(layers.Layer):
+    """Its dropout is a layer, which draws anew at each step."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.state_size = 3
+        self.drop = layers.Dropout(0.5, name="forget")
+
+    def call(self, inputs, states, training=False):
+        dropped = self.drop(inputs, training=training)
+        return dropped, [dropped]
+
+
+def test_one_mask_is_not_taken_for_all_steps_where_each_has_its_own(shelf):
+    """The body of a loop is traced once, for all steps."""
+    with pytest.raises(ArtifactError, match=r"^layer 'forget': it drops anew at each step of a loop[^\n]*$"):
+        shelf(layers.RNN(CellWithDropout(), return_sequences=True), shape=(6, 3), task="regression")
+    unrolled = layers.RNN(CellWithDropout(), return_sequences=True, unroll=True)
+    draws = shelf(unrolled, shape=(6, 3), task="regression").draws(np.ones((1, 6, 3), np.float32), 40)[0]
+    assert set(np.unique(draws)) == {0, 2}
+    # Two steps agree in half of the places if their masks are independent.
+    agreeing = (draws[:, 1:] == draws[:, :-1]).mean()
+    assert 0.4 < agreeing < 0.6
+
+
 def test_no_seed_generator_is_in_the_exported_graph(tiny):
     names = [variable.name for variable in getattr(tiny.loaded, "weights", [])]
     assert names
