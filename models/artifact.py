@@ -265,7 +265,9 @@ def _private_copy(model: keras.Model, path: Path) -> keras.Model:
     """The model as the artifact's own file gives it back, so that the caller's model is never touched."""
     try:
         # Uncompiled: a loss or a metric of the caller's own need not be registered.
-        copy = keras.models.load_model(path, compile=False, safe_mode=True)
+        # TensorFlow saves no variable called `_hidden/kernel` but below another name.
+        with tf.name_scope("network"):
+            copy = keras.models.load_model(path, compile=False, safe_mode=True)
     except (TypeError, ValueError, ImportError, KeyError) as error:
         raise ArtifactError(f"{path.name}: does not load again in safe mode ({_first_line(error)})") from error
     if getattr(model, "loss", None) is not None:

@@ -40,6 +40,11 @@ def _graph_of(layer: Any) -> Any | None:
     return None
 
 
+def _scope() -> Any:
+    """Of operations' names: as below a Keras model, where layers may be called `_hidden`."""
+    return tf.name_scope("network")
+
+
 def _keras_mask(tensor: Any) -> Any | None:
     return getattr(tensor, "_keras_mask", None)
 
@@ -101,8 +106,9 @@ class Network:
         if self._graph is None:
             return {((), number): tensor for number, tensor in enumerate(inputs)}
         walk = _Walk(self, {}, None)
-        walk.run(self._graph, (), [_Value(tensor, False) for tensor in inputs])
-        found = {place: value.tensor for place, value in walk.values.items()}
+        with _scope():
+            walk.run(self._graph, (), [_Value(tensor, False) for tensor in inputs])
+        found = {place: value.tensor for place, value in walk.values.items() if place not in walk.turned}
         masks = {_mask_place(place): _keras_mask(tensor) for place, tensor in found.items()}
         return found | {place: mask for place, mask in masks.items() if mask is not None}
 
@@ -117,7 +123,7 @@ class Network:
 
         Returns the flat outputs, each [rows * draws, ...], and the places it read.
         """
-        with drawing(draws), self._in_precision():
+        with drawing(draws), self._in_precision(), _scope():
             if self._graph is None:
                 folded = [fold(tensor, draws.num_draws) for tensor in prefix.values()]
                 outputs = self.model(self._pack(folded), training=False)
