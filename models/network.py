@@ -316,6 +316,8 @@ class _Walk:
         self._draws = draws
         self._tiled: dict[_Place, tf.Tensor] = {}
         self.read: set[_Place] = set()
+        # Places of the prefix whose tensors have the rows on another axis than the first: they cannot be folded.
+        self.turned: set[_Place] = set()
         # Ids of the symbolic tensors that are not to be computed.
         self.skipped: set[int] = set()
 
@@ -390,14 +392,21 @@ class _Walk:
         values = [self.values[place] for place in places]
         if values and self._network.holds_noise(operation) and not any(_has_rows(s) for s in node.input_tensors):
             shape = tuple(node.input_tensors[0].shape)
+            found, wanted = (
+                ("where the rows are not the first axis", "with the rows first: drop before they are moved")
+                if None in shape
+                else ("the same for every row", "with a rows' axis: drop after adding it to the rows")
+            )
             raise ArtifactError(
-                f"layer {operation.name!r}: its noise falls on a tensor of shape {shape}, the same for every row; "
-                "wanted noise on tensors with a rows' axis: drop after adding it to the rows"
+                f"layer {operation.name!r}: its noise falls on a tensor of shape {shape}, {found}; wanted noise on "
+                f"tensors {wanted}"
             )
         draws = self._draws
         if draws is None:
             shortcut = self._network.shortcut(node, values[0].tensor) if values else None
             results = _invoke(node, [value.tensor for value in values]) if shortcut is None else [shortcut]
+            if any(_has_rows(s) or place in self.turned for s, place in zip(node.input_tensors, places, strict=True)):
+                self.turned |= {(scope, id(symbol)) for symbol in node.outputs if not _has_rows(symbol)}
             return [_Value(result, False) for result in results]
         if is_elementwise(operation) and not values[0].folded:
             self._note(places[0])
