@@ -212,6 +212,7 @@ class Engine:
                     tf.constant(2), lambda noise: noise.draw(tf.constant(0, tf.int64), tf.constant(0), tf.constant(2))
                 )
                 outputs, own = self.network.suffix(prefix, draws, member)
+                self._refuse_other_than_numbers(outputs)
                 places |= own
                 asked.append(draws.noises)
                 shapes.append([tuple(tensor.shape[1:]) for tensor in outputs])
@@ -231,6 +232,14 @@ class Engine:
             raise ArtifactError(f"model {self.network.model.name!r}: its members are not of one architecture")
         self.heads = heads_of(self.network, shapes[0], task, labels, unit, self.made_up, has_noise)
         self._draw_shapes = [head.draw_shape for head in self.heads]
+
+    def _refuse_other_than_numbers(self, outputs: list[tf.Tensor]) -> None:
+        for name, tensor in zip(self.network.output_names(), outputs, strict=False):
+            if not (tensor.dtype.is_floating or tensor.dtype.is_integer or tensor.dtype.is_bool):
+                raise ArtifactError(
+                    f"output {name!r}: its values are of type {tensor.dtype.name}, and draws of them have no mean; "
+                    "wanted numbers: package a model without that output"
+                )
 
     def _refuse_idle_layers(self, drawn: set[int]) -> None:
         """Without a layer that never draws in inference mode the answer would be surer than it should be."""
