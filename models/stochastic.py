@@ -264,6 +264,33 @@ class _DrawnAlphaDropout(_DrawnDropout):
         return draws.combine(x, noise, lambda values, keep: values * (a * keep) + (a * _ALPHA_PRIME * (1 - keep) + b))
 
 
+class _AnyLength:
+    """TimeDistributed over an axis of any length. Keras 3.15 makes as many steps in a graph as there are rows."""
+
+    layer: keras.Layer
+    name: str
+
+    def call(self, inputs: tf.Tensor, training: bool = False, mask: tf.Tensor | None = None) -> tf.Tensor:
+        if inputs.shape[1] is not None:
+            return super().call(inputs, training=training, mask=mask)  # type: ignore[misc]
+        draws = _active.get()
+        if draws is not None and has_drawn(self.layer):
+            draws.refuse(
+                f"layer {self.name!r}: what drops inside it would drop anew at each step of a free number of steps; "
+                "wanted a fixed number, or the dropout outside TimeDistributed, where it drops of every step as well"
+            )
+        # Without noise every step is as a row of its own.
+        options = {"training": False} if self.layer._call_has_training_arg else {}
+        if mask is not None and self.layer._call_has_mask_arg:
+            options["mask"] = tf.reshape(mask, tf.concat([[-1], tf.shape(mask)[2:]], axis=0))
+        steps = tf.reshape(inputs, tf.stack([-1, *row_sizes(inputs)[1:]]))
+        steps.set_shape([None, *inputs.shape[2:]])
+        outputs = self.layer.call(steps, **options)
+        apart = tf.reshape(outputs, tf.stack([-1, tf.shape(inputs)[1], *row_sizes(outputs)]))
+        apart.set_shape([None, None, *outputs.shape[1:]])
+        return apart
+
+
 class _DrawnCell:
     """A recurrent cell: masks drawn once a sequence, constant over its steps."""
 
@@ -453,6 +480,10 @@ def _check_honourable(layer: keras.Layer, path: str) -> None:
         )
 
 
+def _become(layer: keras.Layer, mixin: type) -> None:
+    object.__setattr__(layer, "__class__", type(f"Drawn{type(layer).__name__}", (mixin, type(layer)), {}))
+
+
 def attach(model: keras.Model) -> list[StochasticLayer]:
     """Turn the active stochastic layers of `model` into drawn layers, in place; return their description.
 
@@ -465,6 +496,8 @@ def attach(model: keras.Model) -> list[StochasticLayer]:
         if hasattr(layer, "use_cudnn"):
             # The exported graph must run on any device, and one step at a time is where the masks apply.
             layer.use_cudnn = False
+        if type(layer) is keras.layers.TimeDistributed:
+            _become(layer, _AnyLength)
         if _is_augmentation(layer):
             _without_state(layer)
             continue
@@ -482,7 +515,7 @@ def attach(model: keras.Model) -> list[StochasticLayer]:
             )
         index = len(found)
         layer.draw_index = index
-        object.__setattr__(layer, "__class__", type(f"Drawn{type(layer).__name__}", (kind.mixin, type(layer)), {}))
+        _become(layer, kind.mixin)
         settings = {
             **levels,
             **{name: getattr(layer, name) for name in kind.reported if getattr(layer, name) is not None},

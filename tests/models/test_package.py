@@ -576,7 +576,38 @@ def diverged(model: keras.Model) -> keras.Model:
     return model
 
 
+def labels_too() -> keras.Model:
+    net = table(layers.Dropout(0.5))
+    word = layers.StringLookup(vocabulary=["rock"], invert=True, name="word")
+    return keras.Model(net.inputs, [net.outputs[0], word(keras.ops.argmax(net.outputs[0], axis=-1))])
+
+
+def turned() -> keras.Model:
+    inputs = keras.Input((5, 4), name="x")
+    x = layers.Dropout(0.5, name="late")(keras.ops.transpose(inputs, (1, 0, 2)))
+    return keras.Model(inputs, layers.Dense(1)(keras.ops.transpose(x, (1, 0, 2))))
+
+
 NETWORKS = {
+    "strings": (labels_too, "output 'word': its values are of type string"),
+    "noise on tensors that have the rows on another axis": (
+        turned,
+        r"layer 'late': its noise falls on a tensor of shape \(5, None, 4\), where the rows are not the first axis",
+    ),
+    "noise on whole numbers": (
+        lambda: table(layers.Dropout(0.5, name="drop"), input=keras.Input((4,), dtype="int32", name="x")),
+        "layer 'drop': its noise falls on numbers of type int32",
+    ),
+    "dropout at each step of any number of steps": (
+        lambda: keras.Sequential(
+            [
+                keras.Input((None, 4), name="x"),
+                layers.TimeDistributed(layers.Dropout(0.5), name="steps"),
+                layers.Dense(1),
+            ]
+        ),
+        "layer 'steps': what drops inside it would drop anew at each step of a free number",
+    ),
     "Lambda": (
         lambda: table(layers.Dropout(0.5), layers.Lambda(lambda x: x * 2, name="double")),
         "'double' is a Lambda",

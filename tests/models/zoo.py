@@ -347,6 +347,32 @@ def time_distributed_network():
 
 
 @exhibit()
+def time_distributed_over_any_length():
+    x = inputs = keras.Input((None,), dtype="int32", name="tokens")
+    x = layers.Dropout(0.2)(layers.Embedding(4, 5, mask_zero=True)(x))
+    x = layers.TimeDistributed(layers.Dense(4, activation="relu"))(x)
+    x = layers.LSTM(3, return_sequences=True)(x)
+    return keras.Model(inputs, layers.TimeDistributed(layers.Dense(2, activation="softmax"))(x))
+
+
+@exhibit()
+def layers_called_as_keras_allows():
+    """TensorFlow takes such names within another's scope only."""
+    x = inputs = keras.Input((4,), name="x")
+    x = layers.Dropout(0.3, name="_drop")(layers.Dense(4, activation="relu", name="-first")(x))
+    return keras.Model(inputs, layers.Dense(2, activation="softmax", name="_answer")(x))
+
+
+@exhibit()
+def rows_on_the_second_axis_for_a_while():
+    x = inputs = keras.Input(SEQUENCE, name="series")
+    certain = ops.cumsum(ops.transpose(x, (1, 0, 2)), axis=0)
+    x = ops.transpose(layers.Dropout(0.3)(x), (1, 0, 2)) * certain
+    x = layers.Flatten()(ops.transpose(x, (1, 0, 2)))
+    return keras.Model(inputs, layers.Dense(2, activation="softmax")(x))
+
+
+@exhibit()
 def one_dropout_layer_twice():
     """Masks of its own at each call, as in Keras."""
     x = inputs = keras.Input((6,), name="x")
