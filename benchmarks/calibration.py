@@ -94,7 +94,7 @@ def shift(artifact: Artifact, held: held_out.HeldOut) -> dict[str, dict[str, Any
         shifted[f"noise {noise}"] = np.clip(images + generator.normal(0, noise, images.shape), 0, 16)
     found = {}
     for name, values in shifted.items():
-        [answers] = artifact.answers({"image": values.astype(np.float32)})
+        [answers] = artifact.answers({"image": values.astype(np.float32)}, held.targets)
         off, on = (normalised(p) for p in (answers.deterministic, answers.served["probabilities"]))
 
         def figures(rows: Array, off: Array = off, on: Array = on) -> dict[str, float]:

@@ -26,11 +26,13 @@ def folder(tmp_path_factory) -> Path:
     keras.Model(inputs, places_net(4)(keras.layers.Reshape((6, 3))(keras.layers.Dense(18)(inputs)))).save(
         folder / "flat.keras"
     )
+    places_net(4, (None, 3)).save(folder / "free.keras")
     np.savez(folder / "rows.npz", x=x, y=random.integers(0, 4, (40, 6)))
     np.savez(folder / "short.npz", x=x, y=random.integers(0, 4, (40, 5)))
     pq.write_table(pa.table({name: random.normal(size=5) for name in "abcd"}), folder / "rows.parquet")
     assert dropserve(folder, "package", "net.keras", "--name", "net", "--calibration", "rows.npz").returncode == 0
     assert dropserve(folder, "package", "flat.keras", "--name", "flat").returncode == 0
+    assert dropserve(folder, "package", "free.keras", "--name", "free").returncode == 0
     return folder
 
 
@@ -49,13 +51,17 @@ def dropserve(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
             ["package", "net.keras", "--name", "other", "--calibration", "rows.npz", "--max-error", "0.1"],
             "max-error: only for one class a row: this model answers with a class for each place of a row",
         ),
-        (["evaluate", "net", "rows.npz"], "output 'answer' answers with [6, 4] numbers a row; wanted one class"),
+        (["evaluate", "net", "short.npz"], "y: shape (40, 5) found, (40, 6) wanted for 40 rows"),
+        (
+            ["evaluate", "free", "short.npz"],
+            "held-out answers of output 'answer': shape (40, 5) found, (40, 6) wanted for these rows",
+        ),
         (
             ["score", "--model", "flat", "rows.parquet", "out.parquet"],
             "probabilities has shape [6, 4] a row; wanted a number, or a fixed count of them",
         ),
     ],
-    ids=["answers of other places", "a promise", "evaluate", "score"],
+    ids=["answers of other places", "a promise", "evaluate", "evaluate, free places", "score"],
 )
 def test_what_is_of_one_class_a_row_ends_with_exit_code_2_and_one_line(folder, arguments, said):
     done = dropserve(folder, *arguments)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,29 +23,72 @@ from models.contract import (
     ModelOutput,
     Temperature,
 )
-from models.holdout import finite
+from models.holdout import PlacesError, finite
 from models.members import member_symbols
+from models.sampling import some
 
 Array = NDArray[Any]
 
 # Rows of a call, and numbers that it may return, at most.
 BATCH_ROWS = 4096
 BATCH_NUMBERS = 2**24
+# Places of all rows that are judged at most, and their probabilities: of larger maps some places, at random, show it,
+# and a thousandth of an accuracy is less than rows differ by.
+JUDGED_PLACES = 2**17
+JUDGED_NUMBERS = 2**22
+# Of several places in a row what is kept, beside the probabilities: the mean over the places.
+OF_PLACES = ("predictive_entropy", "expected_entropy", "mutual_information")
+NOT_KEPT = ("std", "standard_error", "lower", "upper")
+
+
+@dataclass(frozen=True)
+class Places:
+    """The places of a row, of an output that has a class for each."""
+
+    rows: int
+    # As the answers have them: (S,) or (H, W).
+    shape: tuple[int, ...]
+    # [P] numbers of those that are judged, in order; the same ones of every row.
+    judged: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, output: ModelOutput, target: Array) -> Places | None:
+        """target: the true classes [N, ...]. None where the output has one class a row, or is no classification."""
+        if not has_places(output):
+            return None
+        shape = target.shape[1:]
+        most = min(JUDGED_PLACES, JUDGED_NUMBERS // len(output.labels or "1")) // len(target)
+        return cls(len(target), shape, some(np.arange(int(np.prod(shape, dtype=int))), max(most, 1)))
+
+    @property
+    def are_all(self) -> bool:
+        return len(self.judged) == np.prod(self.shape, dtype=int)
+
+    def chosen(self, values: Array, before: int = 1) -> Array:
+        """[N, ..., P, ...] of values with the places' axes behind the first `before`."""
+        flat = values.reshape(*values.shape[:before], -1, *values.shape[before + len(self.shape) :])
+        return flat if self.are_all else flat.take(self.judged, axis=before)
+
+
+def has_places(output: ModelOutput) -> bool:
+    """Whether a row has a class for each of several places."""
+    return output.task == "classification" and len(output.shape) > 1
 
 
 @dataclass(frozen=True)
 class Answers:
-    """One output's answers to rows."""
+    """One output's answers to rows. Of an output with places [N, P, K] stands for [N, K]."""
 
     output: ModelOutput
     # Dropout off: probabilities [N, K] or means [N].
     deterministic: Array
-    # What `mc_predict` gives, by the names of `mc_sample`'s outputs.
+    # What `mc_predict` gives, by the names of `mc_sample`'s outputs; of several places their mean entropies [N].
     served: Mapping[str, Array]
     # Classification at a temperature: the mean of the draws without it [N, K]. None where there is no temperature.
     uncalibrated: Array | None
     # Regression: the draws [T, N].
     draws: Array | None
+    places: Places | None = None
 
     @property
     def is_classification(self) -> bool:
@@ -72,15 +115,22 @@ class Artifact:
         self._loaded = tf.saved_model.load(str(folder))
         self.signatures: Mapping[str, Any] = self._loaded.signatures
 
-    def answers(self, inputs: Mapping[str, Array]) -> list[Answers]:
-        """Of each output, in the manifest's order."""
-        deterministic = self._run(SERVING_DEFAULT, inputs)
-        served = self._run(MC_PREDICT, inputs)
-        return [self._of_output(output, inputs, deterministic, served) for output in self.manifest.outputs]
+    def answers(self, inputs: Mapping[str, Array], targets: Sequence[Array]) -> list[Answers]:
+        """Of each output, in the manifest's order. targets: their true answers [N, ...].
+
+        Raises PlacesError where these are of other places than the network's answers.
+        """
+        places = [Places.of(output, y) for output, y in zip(self.manifest.outputs, targets, strict=True)]
+        deterministic = self._run(SERVING_DEFAULT, inputs, places)
+        served = self._run(MC_PREDICT, inputs, places)
+        return [
+            self._of_output(output, own, inputs, deterministic, served)
+            for output, own in zip(self.manifest.outputs, places, strict=True)
+        ]
 
     def served(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """What `mc_predict` gives, by its own names."""
-        return self._run(MC_PREDICT, inputs)
+        """What `mc_predict` gives, by its own names; of several places in a row their mean entropies alone."""
+        return self._run(MC_PREDICT, inputs, [None] * len(self.manifest.outputs))
 
     def members(self, inputs: Mapping[str, Array]) -> list[Alone]:
         """Of each member of an ensemble, with as many draws of its own as the ensemble answers with; none for a single
@@ -119,6 +169,7 @@ class Artifact:
     def _of_output(
         self,
         output: ModelOutput,
+        places: Places | None,
         inputs: Mapping[str, Array],
         deterministic: Mapping[str, Array],
         served: Mapping[str, Array],
@@ -135,14 +186,26 @@ class Artifact:
         else:
             value = temperature(self.manifest, output)
             if value != 1:
-                uncalibrated = self._draws(output, inputs, lambda values: without_temperature(values, value))
-        return Answers(output, deterministic[output.prefix + key], own, uncalibrated, draws)
 
-    def _draws(self, output: ModelOutput, inputs: Mapping[str, Array], summary: Any, num_samples: int = 0) -> Array:
+                def summary(values: Array) -> Array:
+                    return without_temperature(values if places is None else places.chosen(values, 2), value)
+
+                uncalibrated = self._draws(output, inputs, summary, places=places)
+        return Answers(output, deterministic[output.prefix + key], own, uncalibrated, draws, places)
+
+    def _draws(
+        self,
+        output: ModelOutput,
+        inputs: Mapping[str, Array],
+        summary: Any,
+        num_samples: int = 0,
+        places: Places | None = None,
+    ) -> Array:
         """num_samples: 0 for the manifest's own number."""
         num_samples = num_samples or self.manifest.num_samples
         scalars = {NUM_SAMPLES: tf.constant(num_samples), SEED: tf.constant(self.manifest.seed, tf.int64)}
-        numbers = num_samples * int(np.prod([size or 1 for size in output.shape], dtype=int))
+        shape = output.shape if places is None else [*places.shape, output.shape[-1]]
+        numbers = num_samples * int(np.prod([size or 1 for size in shape], dtype=int))
         batch = max(1, min(BATCH_ROWS, BATCH_NUMBERS // numbers))
         found = [
             summary(self.signatures[MC_DRAWS](**part, **scalars)[output.prefix + "draws"].numpy())
@@ -150,9 +213,21 @@ class Artifact:
         ]
         return np.concatenate(found)
 
-    def _run(self, signature: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        parts = [self.signatures[signature](**part) for part in self._parts(inputs, BATCH_ROWS)]
-        return finite({name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]})
+    def _run(self, signature: str, inputs: Mapping[str, Array], places: Sequence[Places | None]) -> dict[str, Array]:
+        longest = max((size for array in inputs.values() for size in array.shape[1:]), default=1)
+        numbers = sum(
+            int(np.prod([longest if size is None else size for size in tensor.shape[1:]], dtype=int))
+            for tensor in self.manifest.signatures[signature].outputs
+        )
+        batch = max(1, min(BATCH_ROWS, BATCH_NUMBERS // numbers))
+        parts = []
+        for part in self._parts(inputs, batch):
+            found = {name: values.numpy() for name, values in self.signatures[signature](**part).items()}
+            for output, own in zip(self.manifest.outputs, places, strict=True):
+                if has_places(output):
+                    found = _kept(output, own, found)
+            parts.append(found)
+        return finite({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
     def _parts(self, inputs: Mapping[str, Array], batch: int) -> Any:
         rows = len(next(iter(inputs.values())))
@@ -161,6 +236,25 @@ class Artifact:
                 item.name: tf.constant(inputs[item.name][start : start + batch], item.dtype)
                 for item in self.manifest.inputs
             }
+
+
+def _kept(output: ModelOutput, places: Places | None, found: Mapping[str, Array]) -> dict[str, Array]:
+    """The answers [n, ...] of a call, with what is judged of this output's places: all of it would not fit in memory.
+
+    Raises PlacesError.
+    """
+    kept = {}
+    for name, values in found.items():
+        own = name.removeprefix(output.prefix) if name.startswith(output.prefix) else ""
+        if own == "probabilities" and places is not None:
+            if values.shape[1:-1] != places.shape:
+                raise PlacesError(output.name, (places.rows, *places.shape), (places.rows, *values.shape[1:-1]))
+            kept[name] = places.chosen(values)
+        elif own in OF_PLACES:
+            kept[name] = values.reshape(len(values), -1).mean(axis=1)
+        elif own not in ("probabilities", *NOT_KEPT):
+            kept[name] = values
+    return kept
 
 
 def temperature(manifest: Manifest, output: ModelOutput) -> float:

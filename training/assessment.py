@@ -18,7 +18,7 @@ from scipy.stats import binomtest
 from models import reliability
 from models.contract import DEFAULT_COVERAGE, ModelOutput, OutputCalibration, Temperature
 from training import outliers, predictive, scores
-from training.artifact_answers import Alone, Answers, Artifact
+from training.artifact_answers import Alone, Answers, Artifact, Places, has_places
 from training.bootstrap import Bounds, intervals
 from training.errors import InputError
 from training.held_out import HeldOut
@@ -51,7 +51,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Group:
-    """The rows of one class or of one value of a column."""
+    """The rows of one class, or places of rows, or the rows of one value of a column."""
 
     rows: int
     figures: Figures
@@ -63,6 +63,8 @@ class Judged:
 
     output: ModelOutput
     calibration: OutputCalibration | None
+    # Where a row has a class for each of several places: all figures are of places then.
+    places: Places | None = None
     # By kind of answer.
     figures: dict[str, Figures] = field(default_factory=dict)
     intervals: dict[str, dict[str, Bounds]] = field(default_factory=dict)
@@ -87,6 +89,11 @@ class Judged:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def unit(self) -> str:
+        """What is judged, one by one."""
+        return "rows" if self.places is None else "places"
+
+    @property
     def best_kind(self) -> str:
         """The kind that is served."""
         return list(self.figures)[-1]
@@ -94,9 +101,9 @@ class Judged:
 
 class CannotJudge(InputError):
     def __init__(self, name: str, output: ModelOutput) -> None:
-        super().__init__(
-            f"{name}: output {output.name!r} answers with {output.shape} numbers a row; wanted one class or one number"
-        )
+        found = f"{name}: output {output.name!r} answers with {output.shape} numbers a row"
+        wanted = "an .npz file whose y has a class for each place" if has_places(output) else "one class or one number"
+        super().__init__(f"{found}; wanted {wanted}")
 
 
 def assess(
@@ -107,28 +114,39 @@ def assess(
     named_outliers: inputs by the name of their rows, beside those that are made.
     """
     manifest = artifact.manifest
-    for output in manifest.outputs:
-        if len(output.shape) != (output.task == "classification"):
+    for output, y in zip(manifest.outputs, held.targets, strict=True):
+        if y.ndim != max(len(output.shape), 1) or (output.task == "regression" and output.shape):
             raise CannotJudge(manifest.name, output)
-    answers = artifact.answers(held.inputs)
+    answers = artifact.answers(held.inputs, held.targets)
     strange = {**outliers.made(manifest, held.inputs), **(named_outliers or {})}
     strangers = {kind: artifact.served(inputs) for kind, inputs in strange.items()}
     found = []
     members = artifact.members(held.inputs)
     for given, y in zip(answers, held.targets, strict=True):
-        judged = Judged(given.output, manifest.calibrated(given.output))
+        judged = Judged(given.output, manifest.calibrated(given.output), given.places)
         if manifest.calibration is not None:
             judged.default_coverage = manifest.calibration.coverage
         judge = _classification if given.is_classification else _regression
         judge(judged, given, y, held)
         judged.members = _members(members, y, given.is_classification)
         judged.outliers = _outliers(given, strangers)
+        judged.notes += _of_places(judged, held.rows)
         judged.notes += [f"{name}: {_count(inputs):,} outliers" for name, inputs in (named_outliers or {}).items()]
         judged.notes += judged.calibration.warnings if judged.calibration is not None else []
         if judged.calibration is None:
             judged.notes.append("not calibrated: it was packaged without held-out rows, so no sets and no abstention")
         found.append(judged)
     return found
+
+
+def _of_places(judged: Judged, rows: int) -> list[str]:
+    """What must be known of figures of places."""
+    if judged.places is None:
+        return []
+    count, every = len(judged.places.judged), int(np.prod(judged.places.shape, dtype=int))
+    which = f"{every:,} of each row" if count == every else f"{count:,} of {every:,} of each row, at random"
+    found = f"figures are of places: {which}, {rows * count:,} in all"
+    return [f"{found}; intervals are of other rows, not other places, as the places of a row depend on each other"]
 
 
 def _classification(judged: Judged, answers: Answers, y: Array, held: HeldOut) -> None:
@@ -138,6 +156,11 @@ def _classification(judged: Judged, answers: Answers, y: Array, held: HeldOut) -
         kinds[MC] = served
     else:
         kinds |= {MC: normalised(answers.uncalibrated), CALIBRATED: served}
+    if answers.places is not None:
+        y = answers.places.chosen(y)
+    per_row = {kind: (class_figures, (values, y)) for kind, values in kinds.items()}
+    rows, y = len(y), y.ravel()
+    kinds, served = {kind: by_answer(values) for kind, values in kinds.items()}, by_answer(served)
     for kind, probabilities in kinds.items():
         confidence, right = reliability.named(probabilities, y)
         judged.risk[kind] = risk_coverage(1 - confidence, ~right)
@@ -147,7 +170,7 @@ def _classification(judged: Judged, answers: Answers, y: Array, held: HeldOut) -
             **reliability.brier_parts(probabilities, y),
             "sharpness": reliability.mean_entropy(probabilities),
         }
-    _with_intervals(judged, {kind: (class_figures, (values, y)) for kind, values in kinds.items()}, len(y))
+    _with_intervals(judged, per_row, rows, places=len(y) // rows)
     confidence, right = reliability.named(served, y)
     sets = _set_sizes(judged, answers.served["probabilities"], y)
     own = -np.log(np.clip(served[np.arange(len(y)), y], scores.SMALLEST_PROBABILITY, 1))
@@ -167,7 +190,11 @@ def _classification(judged: Judged, answers: Answers, y: Array, held: HeldOut) -
 
 
 def class_figures(probabilities: Array, y: Array) -> Figures:
-    """Those that have intervals; brier is summed over the classes, nll in nats."""
+    """Those that have intervals; brier is summed over the classes, nll in nats.
+
+    probabilities [N, K] and y [N], or of places [N, P, K] and [N, P], of which each one counts.
+    """
+    probabilities, y = by_answer(probabilities), y.ravel()
     confidence, right = reliability.named(probabilities, y)
     return {
         **scores.classification(probabilities, y),
@@ -276,7 +303,7 @@ def _intervals(judged: Judged, served: Mapping[str, Array], y: Array) -> dict[st
     return shown
 
 
-def _with_intervals(judged: Judged, kinds: Mapping[str, Any], rows: int) -> None:
+def _with_intervals(judged: Judged, kinds: Mapping[str, Any], rows: int, *, places: int = 1) -> None:
     """Fills in bootstrap intervals of each kind, and of the last one's differences to the first, on the same rows."""
     first, last = next(iter(kinds)), list(kinds)[-1]
 
@@ -288,7 +315,7 @@ def _with_intervals(judged: Judged, kinds: Mapping[str, Any], rows: int) -> None
         both = {name for name in judged.figures[first] if f"{last}/{name}" in found and f"{first}/{name}" in found}
         return found | {f"/{name}": found[f"{last}/{name}"] - found[f"{first}/{name}"] for name in sorted(both)}
 
-    for key, bounds in intervals(figures, rows).items():
+    for key, bounds in intervals(figures, rows, places=places).items():
         kind, _, name = key.partition("/")
         if kind:
             judged.intervals.setdefault(kind, {})[name] = bounds
@@ -354,6 +381,11 @@ def _outliers(answers: Answers, strangers: Mapping[str, Mapping[str, Array]]) ->
 
 
 def normalised(probabilities: Array) -> Array:
-    """float64 [N, K]: a float32 softmax sums to 1 within 1e-7 only."""
+    """float64 [N, ..., K]: a float32 softmax sums to 1 within 1e-7 only."""
     found = probabilities.astype(np.float64)
-    return found / found.sum(axis=1, keepdims=True)
+    return found / found.sum(axis=-1, keepdims=True)
+
+
+def by_answer(probabilities: Array) -> Array:
+    """[N, K] as they are; those of places [N, P, K] one below the other."""
+    return probabilities.reshape(-1, probabilities.shape[-1])

@@ -43,7 +43,7 @@ def _output(judged: Judged) -> dict[str, Any]:
             kinds[kind]["reliability_curve"] = {
                 "confidence": curve.confidence.tolist(),
                 "accuracy": curve.accuracy.tolist(),
-                "rows": curve.rows.tolist(),
+                judged.unit: curve.rows.tolist(),
             }
         if kind in judged.risk:
             kinds[kind]["risk_coverage"] = {f"{share:g}": judged.risk[kind].at(share) for share in SHARES}
@@ -53,8 +53,10 @@ def _output(judged: Judged) -> dict[str, Any]:
             }
         if kind in judged.pit:
             kinds[kind]["pit_histogram"] = pit_counts(judged.pit[kind]).tolist()
+    places = judged.places
     return {
         "task": judged.output.task,
+        "places": None if places is None else {"shape": list(places.shape), "judged": len(places.judged)},
         "answers": kinds,
         "members": {kind: {"mean": means(each), "each": each} for kind, each in judged.members.items()} or None,
         "differences": {
@@ -76,18 +78,18 @@ def _output(judged: Judged) -> dict[str, Any]:
             }
             for coverage in judged.coverage
         ],
-        "by_class": _groups(judged.by_class),
-        "by_subgroup": _groups(judged.by_subgroup),
+        "by_class": _groups(judged.by_class, judged.unit),
+        "by_subgroup": _groups(judged.by_subgroup, "rows"),
         "abstention": judged.abstention or None,
         "outliers": judged.outliers,
         "notes": judged.notes,
     }
 
 
-def _groups(groups: dict[str, Group]) -> dict[str, Any]:
+def _groups(groups: dict[str, Group], unit: str) -> dict[str, Any]:
     return {
         name: {
-            "rows": group.rows,
+            unit: group.rows,
             **{key: value if math.isfinite(value) else None for key, value in group.figures.items()},
         }
         for name, group in groups.items()
@@ -101,8 +103,9 @@ def rejection(risk: RiskCoverage) -> list[tuple[float, float]]:
 
 def title(manifest: Manifest, held: HeldOut, judged: Judged, several: bool) -> str:
     output = f", output {judged.output.name}" if several else ""
+    each = "" if judged.places is None else f", each of {' x '.join(map(str, judged.places.shape))} places"
     return (
-        f"{manifest.name} {manifest.version}{output} on {held.described} of {held.name}; "
+        f"{manifest.name} {manifest.version}{output} on {held.described} of {held.name}{each}; "
         f"{manifest.num_samples} draws, seed {manifest.seed}"
     )
 
@@ -116,7 +119,7 @@ def tables(held: HeldOut, judged: Judged) -> Iterator[Table]:
     if judged.coverage:
         yield coverage_table(judged)
     if judged.by_class:
-        yield groups_table("class", judged.by_class)
+        yield groups_table("class", judged.by_class, judged.unit)
     if judged.by_subgroup:
         yield groups_table(str(held.subgroup), judged.by_subgroup)
     if judged.outliers:
@@ -164,7 +167,7 @@ def members_table(judged: Judged) -> Table:
 
 def risk_table(judged: Judged) -> Table:
     is_classification = judged.output.task == "classification"
-    table = _table("most doubtful rows rejected", *judged.risk)
+    table = _table(f"most doubtful {judged.unit} rejected", *judged.risk)
     for number, (rejected, _) in enumerate(rejection(next(iter(judged.risk.values())))):
         if rejected in (0.0, 0.1, 0.2, 0.5):
             table.add_row(
@@ -187,9 +190,9 @@ def coverage_table(judged: Judged) -> Table:
     return table
 
 
-def groups_table(name: str, groups: dict[str, Group]) -> Table:
+def groups_table(name: str, groups: dict[str, Group], unit: str = "rows") -> Table:
     headings = list(next(iter(groups.values())).figures)
-    table = _table(name, "rows", *headings)
+    table = _table(name, unit, *headings)
     for value, group in groups.items():
         table.add_row(value, f"{group.rows:,}", *[f"{group.figures[heading]:.3g}" for heading in headings])
     return table
