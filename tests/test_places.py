@@ -57,8 +57,8 @@ def dropserve(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
             "held-out answers of output 'answer': shape (40, 5) found, (40, 6) wanted for these rows",
         ),
         (
-            ["score", "--model", "flat", "rows.parquet", "out.parquet"],
-            "probabilities has shape [6, 4] a row; wanted a number, or a fixed count of them",
+            ["score", "--model", "flat", "rows.parquet", "out.csv"],
+            "out.csv: column 'label' holds lists, which CSV cannot; wanted a name in .parquet",
         ),
     ],
     ids=["answers of other places", "a promise", "evaluate", "evaluate, free places", "score"],
@@ -69,7 +69,7 @@ def test_what_is_of_one_class_a_row_ends_with_exit_code_2_and_one_line(folder, a
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (folder / "artifacts" / "other").exists()
-    assert not (folder / "out.parquet").exists()
+    assert not (folder / "out.csv").exists()
 
 
 def test_packaging_says_what_it_calibrated_and_what_it_left_out(folder):

@@ -2,11 +2,14 @@
 
 Everything that `mc_sample` gives is there: one column for a number a row; `<name>_<label>` for one a class and
 `<name>_<index>` for one an element. Classification has its `label` beside, `std` and `standard_error` of that label's
-probability, and the labels of its `prediction_set` in one column: a list, or in CSV, which has none, one text.
+probability, and the labels of its `prediction_set` in one column: a list, or in CSV, which has none, one text. Where a
+row has several places the columns are the same, with the list over its places instead of a value: [H, W] a list of H
+lists.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -123,8 +126,9 @@ def _of_output(
     """Name, type and maker of each column of one output."""
     labels: list[str] = []
     if PROBABILITIES in tensors:
-        labels = class_labels(output, _width(output, tensors[PROBABILITIES]))
-        yield LABEL, pa.string(), _label(f"{output.prefix}{PROBABILITIES}", labels)
+        labels = class_labels(output, _classes(output))
+        places = len(output.shape) - 1
+        yield LABEL, _listed(pa.string(), places), _label(f"{output.prefix}{PROBABILITIES}", labels)
     for name, tensor in tensors.items():
         if labels and name == PREDICTION_SET:
             kind = pa.list_(pa.string()) if lists else pa.string()
@@ -132,29 +136,49 @@ def _of_output(
             continue
         kind = pa.string() if tensor.dtype == "string" else pa.from_numpy_dtype(np.dtype(tensor.dtype))
         key = f"{output.prefix}{name}"
-        if len(tensor.shape) == 1:
-            yield name, kind, _element(key, None)
+        if not labels and len(tensor.shape) == 2 and tensor.shape[1] is not None:
+            for index in range(tensor.shape[1]):
+                yield f"{name}_{index}", kind, _element(key, index)
             continue
-        width = _width(output, tensor)
-        if labels and name in _OF_LABEL:
-            yield name, kind, _of_label(f"{output.prefix}{PROBABILITIES}", key)
-        elements = labels if len(labels) == width else [str(index) for index in range(width)]
-        for index, element in enumerate(elements):
-            yield f"{_SINGULAR.get(name, name)}_{element}", kind, _element(key, index)
+        if not labels or len(tensor.shape) <= len(output.shape):
+            yield name, _listed(kind, len(tensor.shape) - 1), _element(key, None)
+            continue
+        if name in _OF_LABEL:
+            yield name, _listed(kind, places), _of_label(f"{output.prefix}{PROBABILITIES}", key)
+        for index, label in enumerate(labels):
+            yield f"{_SINGULAR.get(name, name)}_{label}", _listed(kind, places), _element(key, index)
 
 
-def _width(output: ModelOutput, tensor: SignatureTensor) -> int:
-    if len(tensor.shape) != 2 or (tensor.shape[1] is None and output.labels is None):
+def _classes(output: ModelOutput) -> int:
+    classes = output.shape[-1] if output.shape else None
+    if classes is None and output.labels is None:
         raise ScoreError(
-            f"output {output.name!r}: {tensor.name} has shape {tensor.shape[1:]} a row; "
-            "wanted a number, or a fixed count of them, as columns have"
+            f"output {output.name!r}: {PROBABILITIES} has shape {output.shape} a row; wanted a fixed count of classes"
         )
-    return tensor.shape[1] if tensor.shape[1] is not None else len(output.labels or ())
+    return classes if classes is not None else len(output.labels or ())
+
+
+def _listed(kind: pa.DataType, depth: int) -> pa.DataType:
+    """Lists of lists of the type, so many deep."""
+    return kind if depth == 0 else pa.list_(_listed(kind, depth - 1))
+
+
+def nested(values: pa.Array, shape: tuple[int, ...]) -> pa.Array:
+    """The values of an array of this shape, in its order, as [N] of lists where it has more than one axis."""
+    for axis in reversed(range(1, len(shape))):
+        starts = np.arange(math.prod(shape[:axis]) + 1, dtype=np.int32) * shape[axis]
+        values = pa.ListArray.from_arrays(pa.array(starts), values)
+    return values
 
 
 def _label(key: str, labels: list[str]) -> Callable[[Arrays], pa.Array]:
     names = pa.array(labels, pa.string())
-    return lambda arrays: names.take(pa.array(arrays[key].argmax(axis=-1)))
+
+    def make(arrays: Arrays) -> pa.Array:
+        best = arrays[key].argmax(axis=-1)
+        return nested(names.take(pa.array(best.ravel())), best.shape)
+
+    return make
 
 
 def _members(key: str, labels: list[str], lists: bool) -> Callable[[Arrays], pa.Array]:
@@ -173,10 +197,15 @@ def _members(key: str, labels: list[str], lists: bool) -> Callable[[Arrays], pa.
 def _of_label(probabilities: str, key: str) -> Callable[[Arrays], pa.Array]:
     def make(arrays: Arrays) -> pa.Array:
         best = arrays[probabilities].argmax(axis=-1)
-        return pa.array(np.take_along_axis(arrays[key], best[:, None], axis=-1)[:, 0])
+        return _array(np.take_along_axis(arrays[key], best[..., None], axis=-1)[..., 0])
 
     return make
 
 
 def _element(key: str, index: int | None) -> Callable[[Arrays], pa.Array]:
-    return lambda arrays: pa.array(arrays[key] if index is None else np.ascontiguousarray(arrays[key][:, index]))
+    """The values [N, ...], or one of them along the last axis."""
+    return lambda arrays: _array(arrays[key] if index is None else arrays[key][..., index])
+
+
+def _array(values: np.ndarray) -> pa.Array:
+    return nested(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape)

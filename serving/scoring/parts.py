@@ -172,11 +172,18 @@ def open_writer(path: Path, schema: pa.Schema, kind: Kind) -> Any:
     """A writer of record batches and tables, to be used in a `with`."""
     if kind == "parquet":
         # A dictionary of numbers that hardly ever repeat costs as much time as all the rest, and saves no room.
-        repeating = [
-            field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_integer(field.type)
-        ]
+        leaves = [_leaf(field) for field in schema]
+        repeating = [name for name, held in leaves if pa.types.is_string(held) or pa.types.is_integer(held)]
         return _GroupWriter(pq.ParquetWriter(path, schema, use_dictionary=repeating))
     return pyarrow.csv.CSVWriter(path, schema)
+
+
+def _leaf(field: pa.Field) -> tuple[str, pa.DataType]:
+    """A column as Parquet stores it: the name and type of what its lists hold in the end."""
+    name, held = field.name, field.type
+    while pa.types.is_list(held):
+        name, held = f"{name}.list.element", held.value_type
+    return name, held
 
 
 def fits_csv(held: pa.DataType) -> bool:

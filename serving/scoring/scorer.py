@@ -23,6 +23,10 @@ if TYPE_CHECKING:  # it brings TensorFlow, which a form does without
 # Rows x draws of one call of the graph: its intermediate values stay in the processor's caches. On a 60-60-30-1 network
 # calls eight times as long took a third more processor time.
 CALL_ROW_DRAWS = 65_536
+# Numbers that a call answers with at most: of large maps few rows come back at once.
+CALL_NUMBERS = 2**22
+# What a free axis is counted as before rows are read.
+FREE_AXIS = 64
 
 
 class Settings(BaseModel):
@@ -71,13 +75,20 @@ class Form:
         self.answers = AnswerColumns(manifest, settings.prefix, settings.num_samples, coverage, lists=lists)
         self.answers.check_free(columns, place)
         self.columns = columns
-        # Values of a row, those of the model or those of the file.
-        self.width = max(len(columns), sum(math.prod(axis or 1 for axis in item.shape) for item in manifest.inputs))
+        # Values of a row, of the model or of the file; where answers are of several places, those.
+        taken = sum(math.prod(axis or FREE_AXIS for axis in item.shape) for item in manifest.inputs)
+        self._shapes = [tensor.shape[1:] for tensor in manifest.signatures[MC_SAMPLE].outputs]
+        given = self.numbers(FREE_AXIS) if any(len(output.shape) > 1 for output in manifest.outputs) else 0
+        self.width = max(len(columns), taken, given)
         self.schema = pa.schema([*columns, *self.answers.fields])
         # An answer must be finite; a quantile, say, may be absent where there are few draws.
         self.centres = [
             f"{output.prefix}{'mean' if output.task == 'regression' else PROBABILITIES}" for output in manifest.outputs
         ]
+
+    def numbers(self, longest: int) -> int:
+        """Of a row's answer, where free axes are so long."""
+        return sum(math.prod(longest if axis is None else axis for axis in shape) for shape in self._shapes)
 
 
 class Scorer:
@@ -91,8 +102,10 @@ class Scorer:
         readable, reasons = self.form.reader.read(batch)
         places: list[np.ndarray] = [np.empty(0, np.int64)]
         answers: list[Arrays] = []
-        call_rows = max(1, CALL_ROW_DRAWS // self.form.settings.num_samples)
         for group in readable:
+            longest = max((axis for array in group.inputs.values() for axis in array.shape[1:]), default=1)
+            most = min(CALL_ROW_DRAWS // self.form.settings.num_samples, CALL_NUMBERS // self.form.numbers(longest))
+            call_rows = max(1, most)
             for start in range(0, len(group.places), call_rows):
                 part = slice(start, start + call_rows)
                 inputs = {name: array[part] for name, array in group.inputs.items()}
@@ -102,11 +115,16 @@ class Scorer:
         rows = batch if len(found) == batch.num_rows else batch.take(pa.array(found[order]))
         if not answers:
             return Scored(pa.RecordBatch.from_pylist([], schema=self.form.schema), reasons)
-        joined = {name: np.concatenate([part[name] for part in answers])[order] for name in answers[0]}
-        return Scored(
-            pa.RecordBatch.from_arrays([*rows.columns, *self.form.answers.make(joined)], schema=self.form.schema),
-            reasons,
-        )
+        columns = [*rows.columns, *self._columns(answers, order)]
+        return Scored(pa.RecordBatch.from_arrays(columns, schema=self.form.schema), reasons)
+
+    def _columns(self, answers: list[Arrays], order: np.ndarray) -> list[pa.Array]:
+        """The answers of all calls as columns, in this order; rows of free axes may have other counts of places."""
+        if len({tuple(array.shape[1:] for array in part.values()) for part in answers}) == 1:
+            joined = {name: np.concatenate([part[name] for part in answers])[order] for name in answers[0]}
+            return self.form.answers.make(joined)
+        made = [self.form.answers.make(part) for part in answers]
+        return [pa.concat_arrays(parts).take(pa.array(order)) for parts in zip(*made, strict=True)]
 
     def _answer(
         self, rows: np.ndarray, inputs: Arrays, places: list[np.ndarray], answers: list[Arrays], reasons: dict[int, str]
