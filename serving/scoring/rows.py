@@ -127,16 +127,20 @@ class RowReader:
         return ([Readable(places, arrays)] if len(places) else []), reasons
 
     def _reason(self, batch: pa.RecordBatch, row: int) -> str:
-        values = [
-            _json_value(batch.column(column.name)[row].as_py(), is_text=self._is_text and column.dtype.kind != "O")
-            for column in self._columns
-        ]
+        values = [self._value(batch, column, row) for column in self._columns]
         instance = {self._columns[0].input: values} if self._is_matrix else values
         try:
             self._reader.read([instance])
         except InvalidInstance as error:
             return self._words(error)
         return f"a value out of range, wanted the types of {choices(column.name for column in self._columns)}"
+
+    def _value(self, batch: pa.RecordBatch, column: _Column, row: int) -> Any:
+        """As JSON has it, whose truths are no 0 and 1."""
+        is_text = self._is_text and column.dtype.kind != "O"
+        value = _json_value(batch.column(column.name)[row].as_py(), is_text=is_text)
+        is_truth = column.is_boolean_number or column.dtype.kind == "b"
+        return bool(value) if is_truth and isinstance(value, int | float) and value in (0, 1) else value
 
     def _words(self, error: InvalidInstance) -> str:
         feature = "" if error.feature is None else f"feature {json.dumps(self._shown(error.feature))}: "
@@ -204,6 +208,9 @@ def _read_column(values: pa.Array, column: _Column) -> tuple[np.ndarray, np.ndar
         fit = np.isin(numbers, (0, 1)) if column.is_boolean_number else np.isfinite(narrow)
         return narrow, ~(fit | missing)
     if column.dtype.kind == "b":
+        if not (pa.types.is_boolean(values.type) or _is_text(values.type)):
+            numbers = pc.cast(values, pa.float64(), safe=False).fill_null(np.nan).to_numpy(zero_copy_only=False)
+            return numbers == 1, ~np.isin(numbers, (0, 1))
         truths = _parsed(values, pa.bool_())
         return truths.fill_null(False).to_numpy(zero_copy_only=False), _nulls(truths)
     integers = _parsed(values, pa.int64())
@@ -253,7 +260,9 @@ def _fits(found: pa.DataType, column: _Column) -> bool:
         case "i" | "u":
             return integer
         case "b":
-            return bool(pa.types.is_boolean(found))
+            # As text may be, and numbers that stand for a truth in a float.
+            number = pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_decimal(found)
+            return bool(pa.types.is_boolean(found) or number)
     return _is_text(found)
 
 

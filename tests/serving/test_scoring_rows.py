@@ -142,6 +142,22 @@ def test_decimals_are_numbers(column):
     assert column == "age" or "found 2.5, wanted true or false" in reasons[2]
 
 
+@pytest.mark.parametrize("column", ["member", "smokes"])
+@pytest.mark.parametrize("kind", [pa.int8(), pa.uint8(), pa.int64(), pa.uint64(), pa.float32(), pa.decimal128(5, 2)])
+def test_exactly_0_and_1_stand_for_truths(column, kind):
+    values = [1, 0, 2, None, 1]
+    rows = [GOOD | {column: value} for value in values]
+    rows[4]["visits"] = None
+    kinds = TYPES | {column: kind}
+    batch = pa.RecordBatch.from_pylist(rows, schema=pa.schema(list(kinds.items())))
+    [found], reasons = RowReader(manifest(nullable=False), batch.schema, "file", is_text=False).read(batch)
+    assert found.inputs[column].tolist() == [1, 0]
+    assert list(reasons) == [2, 3, 4]
+    assert "found 2" in reasons[2]
+    assert "wanted true or false" in reasons[2]
+    assert reasons[4].startswith('feature "visits": ')
+
+
 @pytest.mark.parametrize(
     "kind", [pa.list_(pa.date32()), pa.large_list(pa.binary()), pa.decimal128(5, 2), pa.struct([("a", pa.int8())])]
 )
