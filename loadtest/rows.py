@@ -72,7 +72,10 @@ def read_json(path: Path) -> list[Instance]:
 
 def read_csv(path: Path, target: str | None) -> tuple[list[str], list[list[float | str]]]:
     """Names of a CSV file's columns and its rows, both without the target; RowsError where there are none."""
-    header, *lines = list(csv.reader(_text(path).splitlines())) or [[]]
+    try:
+        header, *lines = list(csv.reader(_text(path).splitlines())) or [[]]
+    except csv.Error as error:
+        raise RowsError(f"{path}: not CSV ({error}); wanted a header and rows of values") from error
     if target is not None and target not in header:
         raise RowsError(f"{path}: no column {target!r}; its columns are {', '.join(header) or 'none'}")
     if not lines:
@@ -85,10 +88,17 @@ def read_csv(path: Path, target: str | None) -> tuple[list[str], list[list[float
 
 
 def _text(path: Path) -> str:
+    wanted = "wanted a CSV or JSON file of rows"
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RowsError(f"{path}: cannot be read ({error}); wanted a CSV or JSON file of rows") from error
+        content = path.read_bytes()
+    except OSError as error:
+        raise RowsError(f"{path}: cannot be read ({error.strerror}); {wanted}") from error
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        found = f"byte 0x{content[error.start]:02x} in line {line}"
+        raise RowsError(f"{path}: not UTF-8 text ({found}); {wanted} saved as UTF-8") from error
 
 
 def _cell(value: str) -> float | str:

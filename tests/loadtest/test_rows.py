@@ -63,8 +63,35 @@ def test_unusable_json_is_refused_in_one_line_that_names_it(tmp_path, content, w
 
 
 def test_absent_file_is_refused(tmp_path):
-    with pytest.raises(RowsError, match="cannot be read"):
-        rows.read_csv(tmp_path / "absent.csv", None)
+    path = tmp_path / "absent.csv"
+    with pytest.raises(RowsError) as caught:
+        rows.read_csv(path, None)
+    assert str(caught.value) == (
+        f"{path}: cannot be read (No such file or directory); wanted a CSV or JSON file of rows"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            b"a,b\n1,2\n3,\xff4\n",
+            "not UTF-8 text (byte 0xff in line 3); wanted a CSV or JSON file of rows saved as UTF-8",
+        ),
+        (b"PAR1\x15\x04\x8d", "not UTF-8 text (byte 0x8d in line 1); wanted a CSV or JSON file of rows saved as UTF-8"),
+        (
+            b'a\n"' + 200_000 * b"x",
+            "not CSV (field larger than field limit (131072)); wanted a header and rows of values",
+        ),
+    ],
+    ids=["another encoding", "another format", "a quote that never ends"],
+)
+def test_damaged_csv_is_refused_without_the_decoder_s_words(tmp_path, content, said):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(content)
+    with pytest.raises(RowsError) as caught:
+        rows.read_csv(path, None)
+    assert str(caught.value) == f"{path}: {said}"
 
 
 def test_sonar_rows_are_sent_to_a_model_that_takes_them(sonar_server):
