@@ -90,8 +90,8 @@ class Target:
             shelf = Shelf(out.absolute(), out.absolute() / "_work", Path.cwd(), given)
             return cls(out, shelf, out / sources.STATE, out / f"_rejects.{given}", is_file=False)
         work = out.absolute().with_name(f".{out.name}.work")
-        # The whole name, as `x.csv` and `x.parquet` may stand side by side.
-        state, rejects = out.with_name(f"{out.name}.score.json"), out.with_name(f"{out.stem}.rejects.{kind}")
+        # The whole name, as `x.csv`, `x.parquet` and `x.PARQUET` may stand side by side.
+        state, rejects = out.with_name(f"{out.name}.score.json"), out.with_name(f"{out.stem}.rejects{out.suffix}")
         return cls(out, Shelf(work, work, Path.cwd(), kind), state, rejects, is_file=True)
 
 
@@ -129,6 +129,7 @@ def plan(wanted: str, out: Path, artifact: Path, settings: Settings, part_rows: 
     """Find the files, cut them into parts and check their columns; raises ScoreError, ArtifactError."""
     files = sources.find(wanted)
     sources.check_name(out)
+    _check_prefix(settings.prefix)
     target = Target.choose(out, sources.kind(files[0]))
     _check_apart(wanted, files, target)
     manifest = contract.read_manifest(artifact)
@@ -155,6 +156,15 @@ def plan(wanted: str, out: Path, artifact: Path, settings: Settings, part_rows: 
     identity = ModelIdentity(name=manifest.name, version=manifest.version, sha256=manifest.sha256)
     asked = Asked(model=identity, settings=settings, part_rows=part_rows, sources=surveyed, parts=parts)
     return Job(artifact.absolute(), asked, target, form)
+
+
+def _check_prefix(prefix: str) -> None:
+    """Arrow's names of columns are UTF-8; what the shell gave need not be."""
+    try:
+        prefix.encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(prefix).decode(errors="backslashreplace")
+        raise ScoreError(f"--prefix: found {shown}, which is not UTF-8; wanted text") from error
 
 
 def _in_words(held: pa.DataType) -> str:

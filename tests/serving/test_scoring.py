@@ -444,6 +444,17 @@ def test_rejects_of_another_are_neither_removed_nor_overwritten(score, table, tm
     assert score(tmp_path / "feb.parquet", tmp_path / "done.parquet") == first
 
 
+def test_names_that_differ_in_case_have_rejects_of_their_own(score, table, tmp_path):
+    bad = table.set_column(1, "band_01", pa.array([None, *table["band_01"].to_pylist()[1:]], pa.float32()))
+    pq.write_table(bad, tmp_path / "one.parquet")
+    pq.write_table(bad.slice(0, 5), tmp_path / "two.parquet")
+    score(tmp_path / "one.parquet", tmp_path / "x.parquet")
+    score(tmp_path / "two.parquet", tmp_path / "x.PARQUET")
+    for out, source in (("parquet", "one.parquet"), ("PARQUET", "two.parquet")):
+        [reject] = pq.read_table(tmp_path / f"x.rejects.{out}").to_pylist()
+        assert reject["source"].endswith(source)
+
+
 @pytest.mark.parametrize(("out", "rejects"), [("out", "out/_rejects.parquet"), ("out.parquet", "out.rejects.parquet")])
 def test_strict_refuses_what_an_earlier_run_rejected(trained, model, score, table, tmp_path, out, rejects):
     column = table["band_03"].to_pylist()
@@ -669,6 +680,7 @@ def test_ray_gives_what_this_process_gives(trained, score, table, tmp_path):
         ("good.csv", "out", ["--version", "9"], "no version 9, wanted one of 1"),
         ("good.csv", "out", ["--num-samples", "1"], "--num-samples"),
         ("good.csv", "out", ["--seed", "x"], "--seed"),
+        ("good.csv", "out", ["--prefix", "mc\udcff_"], "--prefix: found mc\\xff_, which is not UTF-8; wanted text"),
     ],
 )
 def test_bad_input_ends_with_exit_code_2_and_one_line(trained, table, tmp_path, source, out, options, said):
