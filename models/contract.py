@@ -62,6 +62,12 @@ MIN_NUM_SAMPLES = 2
 # Positions in a stream of draws are counted in 63 bits; int32 is what the signature takes.
 MAX_NUM_SAMPLES = 2**31 - 1
 
+# Quantiles are read from the first draws only, so that memory stays bounded however many draws are asked for.
+QUANTILE_DRAWS = 1000
+# Of these draws, values of all rows of one call at most, beyond its first row: the graph has them three times or so, as
+# float32. Whoever calls with more rows makes several calls.
+CALL_DRAWN_VALUES = 2**26
+
 # Of prediction sets and intervals, where none is asked for.
 DEFAULT_COVERAGE = 0.9
 
@@ -470,6 +476,11 @@ def version_number(text: str) -> int | None:
     """The version that a caller's text is; None where it is none. No int64 has more digits than `_VERSION_DIGITS`."""
     # Python would not read more than 4,300 of them.
     return int(text) if text.isascii() and text.isdigit() and len(text) <= _VERSION_DIGITS else None
+
+
+def drawn_rows(draw_values: int, num_samples: int) -> int:
+    """Rows of one call of the draws' signatures at most, of so many values a draw."""
+    return max(CALL_DRAWN_VALUES // (draw_values * min(num_samples, QUANTILE_DRAWS)), 1)
 
 
 def versions(repository: Path, name: str) -> list[int]:

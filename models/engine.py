@@ -14,13 +14,22 @@ from typing import Any
 
 import tensorflow as tf
 
-from models.contract import DEFAULT_NUM_SAMPLES, DEFAULT_SEED, MIN_NUM_SAMPLES, NOVELTY, ArtifactError, Masks, Task
+from models.contract import (
+    DEFAULT_NUM_SAMPLES,
+    DEFAULT_SEED,
+    MIN_NUM_SAMPLES,
+    NOVELTY,
+    QUANTILE_DRAWS,
+    ArtifactError,
+    Masks,
+    Task,
+)
 from models.exactness import operation_by_operation
 from models.heads import Head, heads_of
 from models.members import interleave, turns
 from models.network import Network, widest
 from models.novelty import Novelty, features
-from models.statistics import MIN_QUANTILE_DRAWS, QUANTILE_DRAWS, Moments, merge
+from models.statistics import MIN_QUANTILE_DRAWS, Moments, merge
 from models.stochastic import Draws, Noise
 from models.trials import free_size, made_up, wants_whole
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-# Quantiles are read from the first draws only, so that memory stays bounded however many draws are asked for.
-QUANTILE_DRAWS = 1000
+from models.contract import QUANTILE_DRAWS
+
 # Central share of the draws between `lower` and `upper`.
 INTERVAL_COVERAGE = 0.9
 # Its ends. A little outside of 5 % and 95 %: there the distribution of 100 draws with next to no noise is flat, and its

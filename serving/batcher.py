@@ -184,7 +184,11 @@ class _Lane:
         batch: list[Share] = []
         while self._waiting and not batch:
             key, queue = self._waiting.popitem(last=False)
-            most = room = max(1, self._batch_row_draws // queue[0].call.draws)
+            call = queue[0].call
+            most = max(1, self._batch_row_draws // call.draws)
+            if call.function in WATCHED:
+                most = min(most, call.model.call_rows(queue[0].inputs, call.draws))
+            room = most
             while queue and room:
                 ticket = queue[0]
                 if ticket.future.done():

@@ -6,6 +6,7 @@ No transport, no JSON, no event loop: any thread may call a loaded model.
 
 from __future__ import annotations
 
+import math
 import time
 import weakref
 from collections.abc import Collection, Mapping
@@ -72,6 +73,8 @@ class Model:
     costs: dict[str, Cost] = field(default_factory=dict)
     draw_values: int = 0
     """Values of one draw of one row in the answers of `mc_draws`, as the warm-up has seen them."""
+    mean_values: int = 1
+    """Values of one row's mean of the draws, likewise."""
 
     @property
     def name(self) -> str:
@@ -106,6 +109,11 @@ class Model:
         rows = len(next(iter(inputs.values())))
         grown = [inputs[name].size / (rows * measured) for name, measured in self.free_inputs.items()]
         return max([1.0, *grown])
+
+    def call_rows(self, inputs: Arrays, draws: int) -> int:
+        """Rows of one call at most: of large maps a few have as many draws in memory as a call may."""
+        # An answer with free axes has them from its rows.
+        return contract.drawn_rows(math.ceil(self.mean_values * self.row_length(inputs)), draws)
 
     @cached_property
     def watched(self) -> tuple[tuple[contract.ModelOutput, list[tuple[str, str]]], ...]:
@@ -174,6 +182,16 @@ class Model:
             contract.TOLERANCE: np.float32(1.0),
             contract.MAX_SAMPLES: np.int32(self.manifest.num_samples),
         }
+        if contract.MC_SAMPLE in functions:
+            drawn = self.run(contract.MC_SAMPLE, {**self.warmup_inputs(1), **settings})
+            means = (
+                f"{output.prefix}{'mean' if output.task == 'regression' else 'probabilities'}"
+                for output in self.manifest.outputs
+            )
+            self.mean_values = max(sum(drawn[name].size for name in means), 1)
+        one, several = WARMUP_ROWS
+        # Of large maps, no more than a call may have.
+        several = max(one + 1, min(several, contract.drawn_rows(self.mean_values, self.manifest.num_samples)))
         for function, scalars, draws in (
             (contract.SERVING_DEFAULT, {}, 1),
             (contract.MC_SAMPLE, settings, self.manifest.num_samples),
@@ -183,8 +201,8 @@ class Model:
         ):
             if function not in functions:
                 continue
-            seconds = [self._measure(function, {**self.warmup_inputs(rows), **scalars}) for rows in WARMUP_ROWS]
-            variable = max(0.0, (seconds[1] - seconds[0]) / ((WARMUP_ROWS[1] - WARMUP_ROWS[0]) * draws))
+            seconds = [self._measure(function, {**self.warmup_inputs(rows), **scalars}) for rows in (one, several)]
+            variable = max(0.0, (seconds[1] - seconds[0]) / ((several - one) * draws))
             self.costs[function] = Cost(fixed=max(0.0, seconds[0] - variable * draws), variable=variable)
         if contract.MC_DRAWS in functions:
             drawn = self.run(contract.MC_DRAWS, {**self.warmup_inputs(1), **settings})

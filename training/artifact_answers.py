@@ -22,6 +22,7 @@ from models.contract import (
     Manifest,
     ModelOutput,
     Temperature,
+    drawn_rows,
 )
 from models.holdout import PlacesError, finite
 from models.members import member_symbols
@@ -220,6 +221,8 @@ class Artifact:
             for tensor in self.manifest.signatures[signature].outputs
         )
         batch = max(1, min(BATCH_ROWS, BATCH_NUMBERS // numbers))
+        if signature == MC_PREDICT:
+            batch = min(batch, drawn_rows(numbers, self.manifest.num_samples))
         parts = []
         for part in self._parts(inputs, batch):
             found = {name: values.numpy() for name, values in self.signatures[signature](**part).items()}

@@ -23,8 +23,6 @@ if TYPE_CHECKING:  # it brings TensorFlow, which a form does without
 # Rows x draws of one call of the graph: its intermediate values stay in the processor's caches. On a 60-60-30-1 network
 # calls eight times as long took a third more processor time.
 CALL_ROW_DRAWS = 65_536
-# Numbers that a call answers with at most: of large maps few rows come back at once.
-CALL_NUMBERS = 2**22
 # What a free axis is counted as before rows are read.
 FREE_AXIS = 64
 
@@ -77,18 +75,15 @@ class Form:
         self.columns = columns
         # Values of a row, of the model or of the file; where answers are of several places, those.
         taken = sum(math.prod(axis or FREE_AXIS for axis in item.shape) for item in manifest.inputs)
-        self._shapes = [tensor.shape[1:] for tensor in manifest.signatures[MC_SAMPLE].outputs]
-        given = self.numbers(FREE_AXIS) if any(len(output.shape) > 1 for output in manifest.outputs) else 0
-        self.width = max(len(columns), taken, given)
+        shapes = [tensor.shape[1:] for tensor in manifest.signatures[MC_SAMPLE].outputs]
+        given = sum(math.prod(FREE_AXIS if axis is None else axis for axis in shape) for shape in shapes)
+        has_places = any(len(output.shape) > 1 for output in manifest.outputs)
+        self.width = max(len(columns), taken, given if has_places else 0)
         self.schema = pa.schema([*columns, *self.answers.fields])
         # An answer must be finite; a quantile, say, may be absent where there are few draws.
         self.centres = [
             f"{output.prefix}{'mean' if output.task == 'regression' else PROBABILITIES}" for output in manifest.outputs
         ]
-
-    def numbers(self, longest: int) -> int:
-        """Of a row's answer, where free axes are so long."""
-        return sum(math.prod(longest if axis is None else axis for axis in shape) for shape in self._shapes)
 
 
 class Scorer:
@@ -103,9 +98,8 @@ class Scorer:
         places: list[np.ndarray] = [np.empty(0, np.int64)]
         answers: list[Arrays] = []
         for group in readable:
-            longest = max((axis for array in group.inputs.values() for axis in array.shape[1:]), default=1)
-            most = min(CALL_ROW_DRAWS // self.form.settings.num_samples, CALL_NUMBERS // self.form.numbers(longest))
-            call_rows = max(1, most)
+            num_samples = self.form.settings.num_samples
+            call_rows = min(max(1, CALL_ROW_DRAWS // num_samples), self._model.call_rows(group.inputs, num_samples))
             for start in range(0, len(group.places), call_rows):
                 part = slice(start, start + call_rows)
                 inputs = {name: array[part] for name, array in group.inputs.items()}

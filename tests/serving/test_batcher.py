@@ -19,6 +19,7 @@ from serving.graph import Arrays
 from serving.metrics import Metrics
 from serving.runtime import Cost, Model
 from serving.settings import Settings
+from tests.models.networks import places_net
 
 pytestmark = pytest.mark.alone
 
@@ -161,6 +162,26 @@ def test_requests_with_other_settings_do_not_share_a_call(model, trained):
         alone = model.run("mc_sample", arguments)
         for name, values in alone.items():
             np.testing.assert_allclose(answer[name], values, atol=1e-6)
+
+
+def test_of_large_maps_few_rows_have_their_draws_in_memory_at_once(tmp_path):
+    """1,000 draws of a map of 64 x 64 places with 8 classes are 128 MiB, and the graph has them three times or so."""
+    folder = publish(places_net(8, (64, 64, 3)), name="map", repository=tmp_path, num_samples=20)
+    maps = CountedModel.load(folder)
+    maps.calls.clear()
+    x = np.random.default_rng(0).normal(size=(3, 64, 64, 3)).astype(np.float32)
+
+    async def main():
+        batcher = batcher_of(inline_ms=0)
+        answer = await batcher.submit(draw(maps, 1_000), {"x": x})
+        batcher.close()
+        return answer
+
+    answer = asyncio.run(main())
+    assert [rows for _, rows in maps.calls] == [2, 1]
+    assert answer["probabilities"].shape == (3, 64, 64, 8)
+    # Draws that quantiles are not read from are not kept; of fewer draws more rows fit.
+    assert [maps.call_rows({"x": x}, draws) for draws in (20, 1_000, 5_000)] == [102, 2, 2]
 
 
 @pytest.mark.parametrize("inline_ms", [0, 1e6], ids=["on the thread", "on the event loop"])
