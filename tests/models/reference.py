@@ -5,6 +5,7 @@ oracle; the rest is Keras, in inference mode.
 """
 
 import math
+import re
 from typing import Any
 
 import keras
@@ -256,7 +257,8 @@ class Reference:
         return layers.RNN(self._cell(layer.cell, path), **{name: config[name] for name in kept if name in config})
 
     def _cell(self, cell: layers.Layer, path: str) -> layers.Layer:
-        path = f"{path}/{cell.name}"
+        # Where Keras names it, its count of the process is in no path of a manifest.
+        path = f"{path}/{re.sub(r'_[0-9]+$', '', cell.name)}"
         if isinstance(cell, layers.StackedRNNCells):
             return layers.StackedRNNCells([self._cell(inner, path) for inner in cell.cells])
         return _hand_cell(cell, self.hand, path)
