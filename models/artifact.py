@@ -60,7 +60,7 @@ from models.contract import (
 )
 from models.engine import Engine
 from models.holdout import Holdout, KnownRows
-from models.network import Network
+from models.network import Network, names_scope
 from models.stochastic import walk
 
 # Rows of the examples that go into the manifest and the warm-up records.
@@ -265,8 +265,7 @@ def _private_copy(model: keras.Model, path: Path) -> keras.Model:
     """The model as the artifact's own file gives it back, so that the caller's model is never touched."""
     try:
         # Uncompiled: a loss or a metric of the caller's own need not be registered.
-        # TensorFlow saves no variable called `_hidden/kernel` but below another name.
-        with tf.name_scope("network"):
+        with names_scope():
             copy = keras.models.load_model(path, compile=False, safe_mode=True)
     except (TypeError, ValueError, ImportError, KeyError) as error:
         raise ArtifactError(f"{path.name}: does not load again in safe mode ({_first_line(error)})") from error

@@ -40,8 +40,10 @@ def _graph_of(layer: Any) -> Any | None:
     return None
 
 
-def _scope() -> Any:
-    """Of operations' names: as below a Keras model, where layers may be called `_hidden`."""
+def names_scope() -> Any:
+    """Of operations' and variables' names, as below a Keras model: layers may be called `_hidden`, and TensorFlow saves
+    no `_hidden/kernel` but below another name.
+    """
     return tf.name_scope("network")
 
 
@@ -106,7 +108,7 @@ class Network:
         if self._graph is None:
             return {((), number): tensor for number, tensor in enumerate(inputs)}
         walk = _Walk(self, {}, None)
-        with _scope():
+        with names_scope():
             walk.run(self._graph, (), [_Value(tensor, False) for tensor in inputs])
         found = {place: value.tensor for place, value in walk.values.items() if place not in walk.turned}
         masks = {_mask_place(place): _keras_mask(tensor) for place, tensor in found.items()}
@@ -123,7 +125,7 @@ class Network:
 
         Returns the flat outputs, each [rows * draws, ...], and the places it read.
         """
-        with drawing(draws), self._in_precision(), _scope():
+        with drawing(draws), self._in_precision(), names_scope():
             if self._graph is None:
                 folded = [fold(tensor, draws.num_draws) for tensor in prefix.values()]
                 outputs = self.model(self._pack(folded), training=False)

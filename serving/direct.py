@@ -18,9 +18,9 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from serving.core import Pending
-from serving.entrance import HALF_CLOSED_S, Entrance
+from serving.entrance import Entrance
 from serving.errors import BodyTooLarge
-from serving.heads import TimedH11, TimedHttpTools
+from serving.heads import TimedH11, TimedHttpTools, closing_soon
 from serving.observer import Exchange, Observer
 from serving.web import GONE, JSON_TYPE, LENGTH_DIGITS, Response, error_response, json_response, read_object
 
@@ -175,13 +175,10 @@ class DirectProtocol(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client sends no more. Whether the connection stays open, for what is still to be answered."""
-        is_asked = self._exchange is not None or (self._held and self._patience is None)
-        # Of TLS the event loop closes both sides together.
-        if not is_asked or self._transport.get_extra_info("sslcontext") is not None:
-            return False
-        if self._half_closed is None:
-            self._half_closed = self._loop.call_later(HALF_CLOSED_S, self._transport.close)
-        return True
+        is_asked = self._exchange is not None or (bool(self._held) and self._patience is None)
+        if is_asked and self._half_closed is None:
+            self._half_closed = closing_soon(self._transport, self._loop)
+        return is_asked and self._half_closed is not None
 
     def pause_writing(self) -> None:
         self._is_writable = False

@@ -10,9 +10,6 @@ from serving.settings import Settings
 
 # Work that takes longer, in seconds, is given up when its client goes away: the connection is watched from then on.
 LONG_WORK_S = 0.02
-# How long an answer is still meant for a client that has closed its side of the connection, in seconds. It may wait for
-# the answer; most have gone, and what is longer is not drawn for nobody.
-HALF_CLOSED_S = 1.0
 
 
 class Entrance:

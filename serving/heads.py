@@ -15,7 +15,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from serving.entrance import HALF_CLOSED_S
 from serving.errors import HeadTimeout, HeadTooLarge, InvalidRequest, ServingError
 from serving.observer import Observer
 from serving.overdue import Overdue
@@ -23,6 +22,16 @@ from serving.web import error_response
 
 # The longest head, in bytes, after those that came with its beginning.
 HEAD_BYTES = 2**16
+# How long an answer is still meant for a client that has closed its side of the connection, in seconds. It may wait for
+# the answer; most have gone, and what is longer is not drawn for nobody.
+HALF_CLOSED_S = 1.0
+
+
+def closing_soon(transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> asyncio.TimerHandle | None:
+    """Of a client that has closed its side: what closes ours in a while. None where both sides are closed together."""
+    # As the event loop does with TLS.
+    is_tls = transport.get_extra_info("sslcontext") is not None
+    return None if is_tls else loop.call_later(HALF_CLOSED_S, transport.close)
 
 
 class _Timed(asyncio.Protocol):
@@ -67,12 +76,9 @@ class _Timed(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client sends no more. Whether the connection stays open, for what is still to be answered."""
         is_asked = not self._awaits_head() and not self.cycle.more_body
-        # Of TLS the event loop closes both sides together.
-        if not is_asked or self.transport.get_extra_info("sslcontext") is not None:
-            return False
-        if self._half_closed is None:
-            self._half_closed = self._loop.call_later(HALF_CLOSED_S, self.transport.close)
-        return True
+        if is_asked and self._half_closed is None:
+            self._half_closed = closing_soon(self.transport, self._loop)
+        return is_asked and self._half_closed is not None
 
     def on_response_complete(self) -> None:
         super().on_response_complete()  # type: ignore[misc]

@@ -276,12 +276,16 @@ def _byte_strings(name: str, part: memoryview, count: int) -> list[bytes]:
 
 def _parameters(content: dict[str, Any], field: str) -> dict[str, Any]:
     """The member `parameters`: an object, empty where there is none. Unknown ones are other servers' and do no harm."""
-    parameters = content.get("parameters")
-    if parameters is None:
-        return {}
+    parameters = _optional(content, "parameters", {})
     if type(parameters) is not dict:
         raise InvalidField(field, quote(parameters), "an object")
     return parameters
+
+
+def _optional(members: dict[str, Any], name: str, default: Any) -> Any:
+    """A member that may be absent, or null, which is the same."""
+    value = members.get(name)
+    return default if value is None else value
 
 
 def _asked(parameters: dict[str, Any]) -> tuple[str, int | None, int | None]:
@@ -293,10 +297,7 @@ def _asked(parameters: dict[str, Any]) -> tuple[str, int | None, int | None]:
             wanted = "nothing, as only /uncertainty draws until a tolerance is reached"
             raise InvalidField(name, quote(parameters[name]), wanted)
     is_asked = num_samples is not None or seed is not None or parameters.get(COVERAGE) is not None
-    default = contract.MC_SAMPLE if is_asked else contract.SERVING_DEFAULT
-    signature = parameters.get("signature")
-    if signature is None:
-        signature = default
+    signature = _optional(parameters, "signature", contract.MC_SAMPLE if is_asked else contract.SERVING_DEFAULT)
     if signature not in contract.SIGNATURES:
         raise InvalidField("signature", quote(signature), f"one of {choices(contract.SIGNATURES)}")
     return signature, num_samples, seed
@@ -322,9 +323,7 @@ def _integer(parameters: dict[str, Any], name: str) -> int | None:
 
 
 def _flag(parameters: dict[str, Any], name: str, default: bool = False) -> bool:
-    value = parameters.get(name)
-    if value is None:
-        return default
+    value = _optional(parameters, name, default)
     if type(value) is not bool:
         raise InvalidField(name, quote(value), "true or false")
     return value
@@ -332,9 +331,7 @@ def _flag(parameters: dict[str, Any], name: str, default: bool = False) -> bool:
 
 def _requested_outputs(content: dict[str, Any], parameters: dict[str, Any]) -> dict[str, bool]:
     """Names of the outputs to return, and whether in binary; none for all."""
-    requested = content.get("outputs")
-    if requested is None:
-        requested = []
+    requested = _optional(content, "outputs", [])
     if type(requested) is not list or not all(type(output) is dict for output in requested):
         raise InvalidField("outputs", quote(requested), "a list of objects")
     default = _flag(parameters, "binary_data_output")

@@ -176,12 +176,18 @@ def test_regress_of_a_classification_model_is_refused(stubs, trained):
     assert_refused(lambda: stubs.predict.Regress(asked), grpc.StatusCode.INVALID_ARGUMENT, "classification", "Classify")
 
 
-def test_multi_inference_answers_every_task(stubs, trained):
-    asked = examples(inference_pb2.MultiInferenceRequest(), trained.rows[:2])
-    for signature in ("serving_default", "mc_predict"):
+def inferences(rows, *signatures):
+    """A MultiInferenceRequest that classifies the rows by each of these signatures of Sonar's."""
+    asked = examples(inference_pb2.MultiInferenceRequest(), rows)
+    for signature in signatures:
         task = asked.tasks.add(method_name="tensorflow/serving/classify")
         task.model_spec.name = "sonar"
         task.model_spec.signature_name = signature
+    return asked
+
+
+def test_multi_inference_answers_every_task(stubs, trained):
+    asked = inferences(trained.rows[:2], "serving_default", "mc_predict")
     response = stubs.predict.MultiInference(asked)
     assert [result.model_spec.signature_name for result in response.results] == ["serving_default", "mc_predict"]
     assert response.results[0].classification_result != response.results[1].classification_result
@@ -190,11 +196,7 @@ def test_multi_inference_answers_every_task(stubs, trained):
 
 
 def test_multi_inference_asks_one_model_and_each_signature_once(stubs, trained):
-    asked = examples(inference_pb2.MultiInferenceRequest(), trained.rows[:1])
-    for signature in ("", "serving_default"):
-        task = asked.tasks.add(method_name="tensorflow/serving/classify")
-        task.model_spec.name = "sonar"
-        task.model_spec.signature_name = signature
+    asked = inferences(trained.rows[:1], "", "serving_default")
     twice = "Duplicate evaluation of signature: serving_default"
     assert_refused(lambda: stubs.predict.MultiInference(asked), grpc.StatusCode.INVALID_ARGUMENT, twice)
     asked.tasks[1].model_spec.name = "titanic"
