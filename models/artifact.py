@@ -34,6 +34,7 @@ from models.contract import (
     MC_ADAPTIVE,
     MC_DRAWS,
     MC_PREDICT,
+    MC_PREDICT_ROWS,
     MC_SAMPLE,
     MIN_NUM_SAMPLES,
     NUM_SAMPLES,
@@ -58,7 +59,7 @@ from models.contract import (
     manifest_bytes,
     versions,
 )
-from models.engine import Engine
+from models.engine import Engine, Form
 from models.holdout import Holdout, KnownRows
 from models.network import Network, names_scope
 from models.stochastic import walk
@@ -382,7 +383,12 @@ def _export(engine: Engine, inputs: list[ModelInput], folder: Path) -> dict[str,
     adaptive = tf.function(
         lambda **kw: engine.adaptive(flat(kw), kw[TOLERANCE], kw[MAX_SAMPLES], kw[SEED]), autograph=False
     ).get_concrete_function(**tensors, **bounds, **{SEED: draws[SEED]})
-    for name, function in {**concrete, MC_ADAPTIVE: adaptive}.items():
+
+    def traced(form: Form) -> Any:
+        return tf.function(lambda **kw: form.function(flat(kw)), autograph=False).get_concrete_function(**tensors)
+
+    forms = {MC_PREDICT_ROWS.format(least=form.least, most=form.most): traced(form) for form in engine.forms()}
+    for name, function in {**concrete, MC_ADAPTIVE: adaptive, **forms}.items():
         _refuse_state(function, name)
     _refuse_mixed_rows(concrete[MC_DRAWS], engine, names)
     _refuse_broken_probabilities(concrete[MC_DRAWS], engine, names)
@@ -391,13 +397,14 @@ def _export(engine: Engine, inputs: list[ModelInput], folder: Path) -> dict[str,
     module.weights = [weight.value for weight in engine.network.model.weights]
     module.kept_masks = engine.kept
     module.novelty = engine.novelty.variables if engine.novelty is not None else []
-    module.folded = engine.network.folded_variables()
+    module.forms = engine.network.own_variables() + ([] if engine.merged is None else engine.merged.variables)
     module.lookup_tables = [
         layer.lookup_table
         for _, layer in walk(engine.network.model)
         if getattr(layer, "lookup_table", None) is not None
     ]
-    setattr(module, MC_ADAPTIVE, adaptive)
+    for name, function in {MC_ADAPTIVE: adaptive, **forms}.items():
+        setattr(module, name, function)
     try:
         tf.saved_model.save(module, str(folder), signatures=concrete)
     except tf.errors.OpError as error:

@@ -32,6 +32,8 @@ SIGNATURES = (SERVING_DEFAULT, MC_PREDICT, MC_SAMPLE, MC_DRAWS)
 # Not a signature: a function of the loaded module,
 # `loaded.mc_adaptive(**inputs, seed=..., tolerance=..., max_samples=...)`.
 MC_ADAPTIVE = "mc_adaptive"
+# Nor these: `mc_predict` for a number of rows within bounds, without the graph's own choices.
+MC_PREDICT_ROWS = "mc_predict_rows_{least}_to_{most}"
 # All that the server calls.
 FUNCTIONS = (*SIGNATURES, MC_ADAPTIVE)
 

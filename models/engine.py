@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -27,6 +28,7 @@ from models.contract import (
 from models.exactness import operation_by_operation
 from models.heads import Head, heads_of
 from models.members import interleave, turns
+from models.merging import MERGED_BYTES, MERGED_ROWS, Merged, merge_masks
 from models.network import Network, widest
 from models.novelty import Novelty, features
 from models.statistics import MIN_QUANTILE_DRAWS, Moments, merge
@@ -48,6 +50,14 @@ KEPT_DRAWS = 1000
 # Draws before the first look at convergence, and the growth of the run between looks.
 FIRST_LOOK = 32
 LOOK_GROWTH = 1.5
+
+
+class Form(NamedTuple):
+    """A function of the inputs for a number of rows from `least` to `most`."""
+
+    least: int
+    most: int
+    function: Callable[[Sequence[tf.Tensor]], dict[str, tf.Tensor]]
 
 
 class Engine:
@@ -79,7 +89,8 @@ class Engine:
         self.novelty: Novelty | None = None
         self._plan(task, labels, unit, has_noise)
         self._keep_masks()
-        self._suffix = self._suffix_function()
+        self.merged = self._merge_masks()
+        self._make_suffixes()
         self._any, self._chunked = self._paths()
         self._deterministic = operation_by_operation(network.deterministic, self.input_specs)
 
@@ -88,7 +99,7 @@ class Engine:
     def calibrate(self, heads: list[Head]) -> None:
         """From now on the draws and their summaries are as these heads make them; the deterministic answer stays."""
         self.heads = heads
-        self._suffix = self._suffix_function()
+        self._make_suffixes()
         self._any, self._chunked = self._paths()
 
     def deterministic(self, inputs: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -101,6 +112,26 @@ class Engine:
     def default(self, inputs: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
         """The artifact's own number of draws and seed."""
         return self._sample(inputs, self.num_samples, self.seed)
+
+    def forms(self) -> list[Form]:
+        """`default` without its choices, for numbers of rows from 1 on; none where it has but one form.
+
+        TensorFlow visits the operations of a choice and of all its branches at each call, a third of those of a small
+        network: who calls from outside can choose for nothing.
+        """
+        most = self._folded_rows() // self.num_samples
+        if most < 1 or not MIN_QUANTILE_DRAWS <= self.num_samples <= self.kept_draws:
+            return []
+        few = MERGED_ROWS - 1 if self.merged is not None and most >= MERGED_ROWS else most
+        forms = [Form(1, few, lambda inputs: self._in_one_chunk(inputs, None))]
+        if few < most:
+            forms.append(Form(MERGED_ROWS, most, lambda inputs: self._in_one_chunk(inputs, self.merged)))
+        return forms
+
+    def _in_one_chunk(self, inputs: Sequence[tf.Tensor], merged: Merged | None) -> dict[str, tf.Tensor]:
+        prefix = self._prefix(inputs)
+        answers = self._kept_answers(prefix, self.num_samples, merged)
+        return self._decided(dict(zip(self._names, answers, strict=True)), prefix)
 
     def sample(self, inputs: Sequence[tf.Tensor], num_samples: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
         """Statistics of draws 0 .. num_samples - 1. num_samples int32 [], seed int64 []."""
@@ -232,7 +263,7 @@ class Engine:
         self._read = read
         # They set the size of a chunk.
         shape = self.network.widest_suffix() or _widest(graph)
-        self._width = max(math.prod(shape), 256)
+        self._width = max(math.prod(shape), 64)
         self._least_rows = MIN_FLAT_CHUNK_ROWS if len(shape) == 1 else MIN_CHUNK_ROWS
         self.noises = asked[0]
         self._refuse_idle_layers({noise.layer for own in asked for noise in own})
@@ -268,7 +299,7 @@ class Engine:
             return
         if not self._static_noise:
             return
-        floats = sum(int(noise.size) for noise in self.noises)
+        floats = sum(math.prod(noise.padded_shape) for noise in self.noises)
         self.kept_draws = min(max(self.num_samples, KEPT_DRAWS), KEPT_BYTES // (4 * floats))
         if self.kept_draws == 0:
             return
@@ -281,7 +312,7 @@ class Engine:
         """Keep balanced masks for exactly the default number of draws: the mean's variance falls to about a half."""
         if not self._static_noise or any(noise.kind != "keep" for noise in self.noises):
             raise ArtifactError("masks balanced: only for dropout on tensors of fixed size; wanted masks independent")
-        needed = 4 * self.num_samples * sum(int(noise.size) for noise in self.noises)
+        needed = 4 * self.num_samples * sum(math.prod(noise.padded_shape) for noise in self.noises)
         if needed > KEPT_BYTES:
             raise ArtifactError(
                 f"masks balanced: {needed} bytes of masks for {self.num_samples} draws, at most {KEPT_BYTES} can be "
@@ -292,24 +323,41 @@ class Engine:
             values = noise.balanced(self.seed, self.num_samples)
             self.kept.append(tf.Variable(values, trainable=False, name=f"kept_mask_{number}"))
 
+    def _merge_masks(self) -> Merged | None:
+        """The default draws' kept masks in the first layer that they meet, where its kernel stays small."""
+        calls = Counter(noise.layer for noise in self.noises)
+        for site in self.network.merge_sites() if self.kept_draws >= self.num_samples else []:
+            kernel, bias = self.network.kernel_and_bias(site.dense)
+            is_small = 4 * math.prod(kernel.shape) * self.num_samples <= MERGED_BYTES
+            if is_small and all(calls[layer] == 1 for layer in site.layers):
+                return merge_masks(site, kernel, bias, self.noises, self.kept, self.num_samples)
+        return None
+
+    def _make_suffixes(self) -> None:
+        self._suffix = self._suffix_function()
+        self._merged_suffix: Any = None if self.merged is None else self._suffix_function(self.merged)
+
     def _prefix(self, inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         values = self.network.prefix(inputs)
         return [values[place] for place in self._read]
 
-    def _suffix_function(self) -> Any:
+    def _suffix_function(self, merged: Merged | None = None) -> Any:
         """The suffix as one TensorFlow function that every signature calls: it is traced and stored once.
+
+        With `merged`, which is of the same draws, it takes no noise that is in there.
 
         Arguments: the prefix's tensors, the noise arrays [C, ...] where their shapes are fixed (else the seed), the
         first draw (where something depends on it) and the number of draws C. Returns every head's quantity,
         [N, C, ...].
         """
         members = self.network.members
+        noises = [noise for noise in self.noises if merged is None or noise.layer not in merged.layers]
 
         def suffix(*arguments: tf.Tensor) -> list[tf.Tensor]:
             *given, count = arguments
             prefix, rest = dict(zip(self._read, given, strict=False)), given[len(self._read) :]
             if self._static_noise:
-                arrays = {noise.stream: array for noise, array in zip(self.noises, rest, strict=False)}
+                arrays = {noise.stream: array for noise, array in zip(noises, rest, strict=False)}
 
                 def source(noise: Noise) -> tf.Tensor:
                     return arrays[noise.stream]
@@ -319,7 +367,7 @@ class Engine:
                     return noise.draw(rest[0], rest[1], count)
 
             if members == 1:
-                return self._unfolded(self.network.suffix(prefix, Draws(count, source))[0], count)
+                return self._unfolded(self.network.suffix(prefix, Draws(count, source), merged=merged)[0], count)
             first, parts = rest[-1], []
             for member in range(members):
                 own = turns(first, count, member, members)
@@ -333,7 +381,7 @@ class Engine:
             for tensor in prefix
         ]
         if self._static_noise:
-            signature += [tf.TensorSpec([None, *noise.shape], tf.float32) for noise in self.noises]
+            signature += [tf.TensorSpec([None, *noise.padded_shape], tf.float32) for noise in noises]
         else:
             signature.append(tf.TensorSpec([], tf.int64))
         if self._first_matters:
@@ -406,9 +454,12 @@ class Engine:
 
     def _fitting(self, rows: tf.Tensor) -> tf.Tensor:
         """`_chunk_size`, but 0 where a single draw of so many rows is more than a chunk should be."""
+        return self._folded_rows() // tf.maximum(rows, 1)
+
+    def _folded_rows(self) -> int:
+        """Rows x draws of one chunk."""
         least = max(min(self._least_rows, MOST_CHUNK_FLOATS // self._width), 1)
-        folded_rows = max(CHUNK_FLOATS // self._width, least) * self.network.members
-        return folded_rows // tf.maximum(rows, 1)
+        return max(CHUNK_FLOATS // self._width, least) * self.network.members
 
     def _next_chunk(self, step: tf.Tensor, at: tf.Tensor, left: Any, seed: Any) -> tf.Tensor:
         """Draws in the chunk that begins at draw `at`, with `left` draws to go."""
@@ -450,9 +501,14 @@ class Engine:
         self._names = sorted(summary)
         return [summary[name] for name in self._names]
 
-    def _kept_answers(self, prefix: list[tf.Tensor], count: Any) -> list[tf.Tensor]:
-        """Answers of one chunk of kept masks, with draws enough for quantiles."""
-        quantities = self._suffix_of(prefix, 0, count, self._kept_noise(0, count), self.seed)
+    def _kept_answers(self, prefix: list[tf.Tensor], count: Any, merged: Merged | None = None) -> list[tf.Tensor]:
+        """Answers of one chunk of kept masks, with draws enough for quantiles. merged: of `count` draws."""
+        noise = self._kept_noise(0, count)
+        if merged is None:
+            quantities = self._suffix_of(prefix, 0, count, noise, self.seed)
+        else:
+            own = [array for known, array in zip(self.noises, noise, strict=True) if known.layer not in merged.layers]
+            quantities = self._merged_suffix(*prefix, *own, tf.convert_to_tensor(count))
         # Nothing to cut where there are no more draws than quantiles take.
         cut = 0 if self.kept_draws > QUANTILE_DRAWS else None
         return self._answers(
@@ -488,7 +544,7 @@ class Engine:
                 one = tf.logical_and(one, tf.logical_not(kept))
             return tf.cond(one, at_once, lambda: self._chunked(*arguments))
 
-        apart = {"autograph": False, "experimental_attributes": {"_noinline": True}}
+        apart: dict[str, Any] = {"autograph": False, "experimental_attributes": {"_noinline": True}}
         return tf.function(general, **apart), tf.function(chunked, **apart)
 
     def _decided(self, answers: dict[str, tf.Tensor], prefix: list[tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -17,6 +17,8 @@ import tensorflow as tf
 from models.contract import ArtifactError, Precision, StochasticLayer
 from models.folding import Fold, folds_of
 from models.members import member_symbols, share_streams
+from models.merging import Merged, Site, sites_of
+from models.padding import Padded, dense, padded_layers
 from models.stochastic import Draws, attach, drawing, has_drawn, is_elementwise, walk
 
 # A tensor's place: the chain of nested-model calls that leads to it, and its symbolic tensor there.
@@ -79,6 +81,7 @@ class Network:
         # By the id of the folded layer's node, and of its normalization's.
         self.folds: dict[int, Fold] = {id(fold.node): fold for fold in folds}
         self._absorbed: dict[int, Fold] = {id(fold.norm_node): fold for fold in folds}
+        self.padded = self._padded_layers(graphs)
         self._holds_folds = _holders(graphs, {id(fold.node) for fold in folds})
         if self._graph is not None:
             self._refuse_certain_outputs()
@@ -119,10 +122,15 @@ class Network:
         return len(self._members) or 1
 
     def suffix(
-        self, prefix: dict[_Place, tf.Tensor], draws: Draws, member: int = 0
+        self,
+        prefix: dict[_Place, tf.Tensor],
+        draws: Draws,
+        member: int = 0,
+        merged: Merged | None = None,
     ) -> tuple[list[tf.Tensor], set[_Place]]:
         """Run the stochastic part, of an ensemble that of one member.
 
+        merged: the kernel that holds masks, of just these draws.
         Returns the flat outputs, each [rows * draws, ...], and the places it read.
         """
         with drawing(draws), self._in_precision(), names_scope():
@@ -136,6 +144,9 @@ class Network:
                     tensor._keras_mask = prefix[_mask_place(place)]
             walk = _Walk(self, {place: _Value(tensor, False) for place, tensor in prefix.items()}, draws)
             walk.skipped = {id(symbol) for number, symbol in enumerate(self._members) if number != member}
+            if merged is not None:
+                site = merged.site
+                walk.merged = {id(site.before): None, id(site.behind): None, id(site.dense): merged}
             inputs = [walk.values.get(((), id(symbol))) for symbol in self._graph.inputs]
             outputs = walk.run(self._graph, (), inputs)
             if self._members:
@@ -177,8 +188,43 @@ class Network:
             self._drawn[key] = has_drawn(operation)
         return self._drawn[key]
 
-    def folded_variables(self) -> list[tf.Variable]:
-        return [variable for fold in self.folds.values() for variable in (fold.kernel, fold.bias)]
+    def merge_sites(self) -> list[Site]:
+        """Where kept masks can be merged into the kernel that they meet. Members of an ensemble have their own."""
+        if self._graph is None or self._members or self.precision != "float32":
+            return []
+        drawn = self._drawn_symbols()
+        sites = sites_of(_nodes(self._graph), self._graph.outputs, self._exact(self._absorbed))
+        return [site for site in sites if id(site.before.input_tensors[0]) not in drawn]
+
+    def _padded_layers(self, graphs: Mapping[int, Any]) -> dict[int, Padded]:
+        if self._graph is None or self.precision != "float32":
+            return {}
+        return padded_layers(
+            [(_nodes(graph), graph.outputs) for graph in graphs.values()],
+            self._drawn_symbols(),
+            self._exact(self.folds),
+            self._exact(self._absorbed),
+        )
+
+    @staticmethod
+    def _exact(folds: Mapping[int, Fold]) -> dict[int, Fold]:
+        return {key: fold for key, fold in folds.items() if fold.is_exact}
+
+    def _drawn_symbols(self) -> set[int]:
+        graph = self._graph
+        return set() if graph is None else {id(s) for s in self._reached(graph, [False] * len(graph.inputs)).drawn}
+
+    def kernel_and_bias(self, node: Any) -> tuple[tf.Variable, tf.Variable | None]:
+        """Of a Dense layer, as the draws take it."""
+        own = self.padded.get(id(node)) or self._exact(self.folds).get(id(node))
+        if own is not None:
+            return own.kernel, own.bias
+        return node.operation.kernel.value, node.operation.bias.value if node.operation.use_bias else None
+
+    def own_variables(self) -> list[tf.Variable]:
+        """Those that stand beside the Keras model's."""
+        layers: list[Fold | Padded] = [*self.folds.values(), *self.padded.values()]
+        return [variable for layer in layers for variable in (layer.kernel, layer.bias) if variable is not None]
 
     def is_entered(self, operation: Any) -> bool:
         """Whether a nested model is walked node by node: where noise is drawn below it, or a layer is folded."""
@@ -322,6 +368,8 @@ class _Walk:
         self.turned: set[_Place] = set()
         # Ids of the symbolic tensors that are not to be computed.
         self.skipped: set[int] = set()
+        # By node: the layer whose kernel holds masks; None for the dropout that it makes up for.
+        self.merged: dict[int, Merged | None] = {}
 
     def run(self, graph: Any, scope: tuple[int, ...], inputs: Sequence[_Value | None]) -> list[tuple[_Place, Any]]:
         """Compute what can be computed; returns (place, value) of the graph's outputs, value None where unknown."""
@@ -410,6 +458,10 @@ class _Walk:
             if any(_has_rows(s) or place in self.turned for s, place in zip(node.input_tensors, places, strict=True)):
                 self.turned |= {(scope, id(symbol)) for symbol in node.outputs if not _has_rows(symbol)}
             return [_Value(result, False) for result in results]
+        if id(node) in self.merged:
+            self._note(places[0])
+            merged = self.merged[id(node)]
+            return [values[0] if merged is None else _Value(merged(values[0].tensor), True)]
         if is_elementwise(operation) and not values[0].folded:
             self._note(places[0])
             draws.unfolded = True
@@ -427,9 +479,16 @@ class _Walk:
             else:
                 self._note(place)
                 tensors.append(value.tensor)
+        width = tensors[0].shape[-1] if tensors and tensors[0].shape.rank == 2 else None
+        padded = self._network.padded.get(id(node))
+        if padded is not None and width == padded.kernel.shape[0]:
+            return [_Value(padded(tensors[0]), True)]
         shortcut = self._network.shortcut(node, tensors[0])
         if shortcut is not None:
             return [_Value(shortcut, True)]
+        if is_elementwise(operation) and width is not None:
+            with draws.padded(node.input_tensors[0].shape[-1], width):
+                return [_Value(result, True) for result in _invoke(node, tensors)]
         if _is_single_unit(operation) and tensors[0].shape.rank == 2:
             return [_Value(_dot(operation, tensors[0]), True)]
         return [_Value(result, True) for result in _invoke(node, tensors)]
@@ -467,14 +526,10 @@ def _is_single_unit(operation: Any) -> bool:
 
 
 def _dot(layer: keras.layers.Dense, x: tf.Tensor) -> tf.Tensor:
-    """A Dense of one unit as (kernel' x')': three times faster on CPUs than x kernel, rows in the thousands."""
-    x = tf.cast(x, layer.compute_dtype)
-    kernel = tf.cast(tf.convert_to_tensor(layer.kernel), x.dtype)
-    result = tf.matmul(kernel, x, transpose_a=True, transpose_b=True)
-    if layer.use_bias:
-        result = result + tf.cast(tf.convert_to_tensor(layer.bias), x.dtype)
-    result = tf.reshape(result, [-1, 1])
-    return result if layer.activation is None else layer.activation(result)
+    """A Dense of one unit in its own precision."""
+    dtype = layer.compute_dtype
+    bias = tf.cast(tf.convert_to_tensor(layer.bias), dtype) if layer.use_bias else None
+    return dense(layer, tf.cast(x, dtype), tf.cast(tf.convert_to_tensor(layer.kernel), dtype), bias)
 
 
 def _invoke(node: Any, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:

@@ -46,6 +46,8 @@ class Noise:
     rate: float
     scale: float
     shape: tuple[Size, ...]  # of one draw
+    # Of the last axis with zeros behind, for a layer whose units are padded; None without.
+    width: int | None = None
 
     @property
     def layer(self) -> int:
@@ -62,8 +64,12 @@ class Noise:
             return math.prod(self.shape)
         return tf.reduce_prod(tf.stack([tf.cast(size, tf.int32) for size in self.shape]))
 
+    @property
+    def padded_shape(self) -> tuple[Size, ...]:
+        return self.shape if self.width is None else (*self.shape[:-1], self.width)
+
     def draw(self, seed: tf.Tensor, first_draw: tf.Tensor, num_draws: tf.Tensor) -> tf.Tensor:
-        """The noise of draws first_draw .. first_draw + num_draws - 1: float32 [num_draws, *shape]."""
+        """The noise of draws first_draw .. first_draw + num_draws - 1: float32 [num_draws, *padded_shape]."""
         size = tf.convert_to_tensor(self.size, tf.int32)
         if self.kind == "normal":
             flat = random_stream.normals(seed, self.stream, first_draw, num_draws, size)
@@ -77,10 +83,15 @@ class Noise:
             flat = tf.cast(kept, tf.float32)
             if self.scale != 1.0:
                 flat = flat * self.scale
-        return tf.reshape(flat, tf.stack([num_draws, *self.shape]))
+        return self._padded(tf.reshape(flat, tf.stack([num_draws, *self.shape])))
+
+    def _padded(self, values: tf.Tensor) -> tf.Tensor:
+        if self.width is None:
+            return values
+        return tf.pad(values, [[0, 0]] * len(self.shape) + [[0, self.width - self.shape[-1]]])
 
     def balanced(self, seed: int, num_draws: int) -> tf.Tensor:
-        """Masks [num_draws, *shape] in which each unit is dropped in exactly its rate's share of the draws.
+        """Masks [num_draws, *padded_shape] in which each unit is dropped in exactly its rate's share of the draws.
 
         Where rate * num_draws is no whole number, each unit's share is rounded up or down at random, so that its rate
         is right on average. Which draws drop a unit is permuted for each unit on its own. Only for kind "keep".
@@ -92,7 +103,7 @@ class Noise:
         dropped = np.floor(self.rate * num_draws + rounding)
         rank = order[:-1].argsort(axis=0, kind="stable").argsort(axis=0, kind="stable")
         kept = np.where(rank >= dropped, np.float32(self.scale), np.float32(0))
-        return tf.constant(kept.reshape(num_draws, *self.shape), tf.float32)
+        return self._padded(tf.constant(kept.reshape(num_draws, *self.shape), tf.float32))
 
 
 class Draws:
@@ -107,6 +118,8 @@ class Draws:
         self.noises: list[Noise] = []
         self._source = source
         self._calls: dict[int, int] = {}
+        # The units of the layer's input and their number with those added, see `padded`.
+        self._units: tuple[int, int] | None = None
         self._graph = tf.compat.v1.get_default_graph()
         self.refusal: ArtifactError | None = None
 
@@ -126,6 +139,20 @@ class Draws:
                 )
             graph = getattr(graph, "outer_graph", None)
 
+    @contextlib.contextmanager
+    def padded(self, units: int, width: int) -> Iterator[None]:
+        """Within this context a layer is called whose input has `width` units, of which only the first count."""
+        self._units = (units, width) if width != units else None
+        try:
+            yield
+        finally:
+            self._units = None
+
+    def sizes(self, x: tf.Tensor) -> list[Size]:
+        """Sizes of the layer's input x without the rows' axis and without added units."""
+        sizes = row_sizes(x)
+        return sizes if self._units is None else [*sizes[:-1], self._units[0]]
+
     def begin_call(self, layer: int) -> int:
         """Number of this call of the layer within one pass through the network."""
         call = self._calls.get(layer, 0)
@@ -135,9 +162,10 @@ class Draws:
     def noise(
         self, layer: int, call: int, part: int, kind: str, rate: float, scale: float, shape: Sequence[Size]
     ) -> tf.Tensor:
-        """Noise of one call of one layer: float32 [draws, *shape]."""
+        """Noise of one call of one layer: float32 [draws, *shape], with zeros for the units that were added."""
         stream = layer << _LAYER_SHIFT | call << _CALL_SHIFT | part
-        spec = Noise(stream, kind, rate, scale, tuple(shape))
+        units, width = self._units or (None, None)
+        spec = Noise(stream, kind, rate, scale, tuple(shape), width if shape and shape[-1] == units else None)
         self.noises.append(spec)
         return self._source(spec)
 
@@ -220,11 +248,13 @@ class _DrawnDropout(_DrawnElementwise):
     noise_shape: tuple[int | None, ...] | None
 
     def draw(self, draws: Draws, call: int, x: tf.Tensor) -> tf.Tensor:
-        noise = draws.noise(self.draw_index, call, 0, "keep", self.rate, 1 / (1 - self.rate), self.noise_sizes(x))
+        noise = draws.noise(
+            self.draw_index, call, 0, "keep", self.rate, 1 / (1 - self.rate), self.noise_sizes(draws, x)
+        )
         return draws.combine(x, noise, lambda values, keep: values * keep)
 
-    def noise_sizes(self, x: tf.Tensor) -> list[Size]:
-        sizes = row_sizes(x)
+    def noise_sizes(self, draws: Draws, x: tf.Tensor) -> list[Size]:
+        sizes = draws.sizes(x)
         if self.noise_shape is None:
             return sizes
         # A shorter one is broadcast, as in Keras.
@@ -234,7 +264,7 @@ class _DrawnDropout(_DrawnElementwise):
 
 
 class _DrawnSpatialDropout(_DrawnDropout):
-    def noise_sizes(self, x: tf.Tensor) -> list[Size]:
+    def noise_sizes(self, draws: Draws, x: tf.Tensor) -> list[Size]:
         return list(self._get_noise_shape(x)[1:])  # type: ignore[attr-defined]
 
 
@@ -243,7 +273,7 @@ class _DrawnGaussianDropout(_DrawnElementwise):
 
     def draw(self, draws: Draws, call: int, x: tf.Tensor) -> tf.Tensor:
         stddev = math.sqrt(self.rate / (1 - self.rate))
-        noise = draws.noise(self.draw_index, call, 0, "normal", 0.0, 1.0, row_sizes(x))
+        noise = draws.noise(self.draw_index, call, 0, "normal", 0.0, 1.0, draws.sizes(x))
         return draws.combine(x, noise, lambda values, normal: values * (1 + stddev * normal))
 
 
@@ -251,7 +281,7 @@ class _DrawnGaussianNoise(_DrawnElementwise):
     stddev: float
 
     def draw(self, draws: Draws, call: int, x: tf.Tensor) -> tf.Tensor:
-        noise = draws.noise(self.draw_index, call, 0, "normal", 0.0, 1.0, row_sizes(x))
+        noise = draws.noise(self.draw_index, call, 0, "normal", 0.0, 1.0, draws.sizes(x))
         return draws.combine(x, noise, lambda values, normal: values + self.stddev * normal)
 
 
@@ -260,7 +290,7 @@ class _DrawnAlphaDropout(_DrawnDropout):
         # Keeps mean and variance of SELU activations: dropped units become alpha', then an affine correction.
         a = ((1 - self.rate) * (1 + self.rate * _ALPHA_PRIME**2)) ** -0.5
         b = -a * _ALPHA_PRIME * self.rate
-        noise = draws.noise(self.draw_index, call, 0, "keep", self.rate, 1.0, self.noise_sizes(x))
+        noise = draws.noise(self.draw_index, call, 0, "keep", self.rate, 1.0, self.noise_sizes(draws, x))
         return draws.combine(x, noise, lambda values, keep: values * (a * keep) + (a * _ALPHA_PRIME * (1 - keep) + b))
 
 
@@ -538,6 +568,12 @@ def is_drawn(layer: Any) -> bool:
 def is_elementwise(layer: Any) -> bool:
     """Whether the layer is drawn and takes unfolded inputs."""
     return isinstance(layer, _DrawnElementwise)
+
+
+def falls_on_units(layer: Any) -> bool:
+    """Whether the layer is drawn and multiplies each number of a row by a mask's own, which is never negative."""
+    plain = isinstance(layer, _DrawnDropout) and not isinstance(layer, _DrawnSpatialDropout | _DrawnAlphaDropout)
+    return plain and layer.noise_shape is None
 
 
 def has_drawn(layer: Any) -> bool:

@@ -8,7 +8,8 @@ way leave their kernels behind, 13 MB for each version that ever served. TensorF
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -65,7 +66,9 @@ class Graph:
         self._session = v1.Session(graph=graph, config=_session_config())
         with graph.as_default():
             meta = v1.saved_model.load(self._session, [tf.saved_model.SERVING], str(folder))
-            adaptive = _adaptive(graph, meta)
+            captured = _captured_tensors(graph, meta)
+            adaptive = _call(meta, captured, contract.MC_ADAPTIVE)
+            forms = {bounds: _call(meta, captured, name) for bounds, name in _forms(meta).items()}
         self.signature_defs: dict[str, Any] = dict(meta.signature_def)
         """The SavedModel's own description of its signatures, SignatureDef messages by name."""
         signatures = {name: meta.signature_def[name] for name in contract.SIGNATURES}
@@ -78,7 +81,15 @@ class Graph:
             for name, signature in signatures.items()
         }
         tensors[contract.MC_ADAPTIVE] = adaptive
-        self._functions = {name: _Function(self._session, *tensors[name]) for name in functions}
+        self._functions: dict[str, Callable[[Mapping[str, Any]], Arrays]] = {
+            name: _Function(self._session, *tensors[name]) for name in functions
+        }
+        self.form_rows: list[int] = []
+        """A number of rows for each form of `mc_predict` that is chosen by it, ascending."""
+        if forms and contract.MC_PREDICT in functions:
+            by_rows = [(most, _Function(self._session, *tensors)) for (_, most), tensors in sorted(forms.items())]
+            self._functions[contract.MC_PREDICT] = _ByRows(by_rows, self._functions[contract.MC_PREDICT])
+            self.form_rows = [*(least for least, _ in sorted(forms)), by_rows[-1][0] + 1]
 
     def run(self, function: str, arguments: Mapping[str, Any]) -> Arrays:
         """Call a function with arrays and scalars by name; returns every output as an array.
@@ -111,6 +122,25 @@ class _Function:
         return dict(zip(self._results, values, strict=True))
 
 
+class _ByRows:
+    """One function in several forms, each for no more rows than its bound."""
+
+    def __init__(
+        self,
+        forms: Sequence[tuple[int, Callable[[Mapping[str, Any]], Arrays]]],
+        rest: Callable[[Mapping[str, Any]], Arrays],
+    ) -> None:
+        self._forms = forms
+        self._rest = rest
+
+    def __call__(self, arguments: Mapping[str, Any]) -> Arrays:
+        rows = len(next(iter(arguments.values())))
+        for most, function in self._forms:
+            if 0 < rows <= most:
+                return function(arguments)
+        return self._rest(arguments)
+
+
 def _callable(session: Any, feeds: list[Any], fetches: list[Any]) -> Callable[..., list[np.ndarray]]:
     """A function from arrays to arrays: 20 us around the graph's own time, a tenth of a signature's call in Python."""
     options = v1.RunOptions()
@@ -135,18 +165,27 @@ def _session_config() -> Any:
     return config
 
 
-def _adaptive(graph: Any, meta: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Put a call of `mc_adaptive` into the graph: its inputs and outputs by name.
+def _children(meta: Any) -> dict[str, int]:
+    """What is attached to the loaded module: numbers of objects by name."""
+    return {child.local_name: child.node_id for child in meta.object_graph_def.nodes[0].children}
 
-    It is no signature, so that a session finds it in the library of functions only. What it captures (variables,
-    tables) the signatures capture too: their calls in the graph show which tensor stands for which captured object.
+
+def _forms(meta: Any) -> dict[tuple[int, int], str]:
+    """The forms of `mc_predict`: names by the least and the most rows."""
+    pattern = contract.MC_PREDICT_ROWS.format(least=r"(\d+)", most=r"(\d+)")
+    found = [re.fullmatch(pattern, name) for name in _children(meta)]
+    return {(int(match[1]), int(match[2])): match[0] for match in found if match is not None}
+
+
+def _call(meta: Any, captured: Mapping[int, Any], attribute: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Put a call of a function that is attached to the module into the graph: its inputs and outputs by name.
+
+    It is no signature, so that a session finds it in the library of functions only.
     """
     objects = meta.object_graph_def
-    node = next(child.node_id for child in objects.nodes[0].children if child.local_name == contract.MC_ADAPTIVE)
-    bare = objects.nodes[node].bare_concrete_function
+    bare = objects.nodes[_children(meta)[attribute]].bare_concrete_function
     name = bare.concrete_function_name
     function = objects.concrete_functions[name]
-    captured = _captured_tensors(graph, meta)
     definition = next(item.signature for item in meta.graph_def.library.function if item.signature.name == name)
     arguments = definition.input_arg[: len(definition.input_arg) - len(function.bound_inputs)]
     # In the library an argument called "Age" is "age".
@@ -165,13 +204,21 @@ def _adaptive(graph: Any, meta: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _captured_tensors(graph: Any, meta: Any) -> dict[int, Any]:
-    """Tensors in the graph for the captured objects, by the object's number in the object graph."""
+    """Tensors in the graph for the captured objects, by the object's number in the object graph.
+
+    Calls of the signatures show most of them: variables, tables. Variables that no signature reads are known by name.
+    """
+    objects = meta.object_graph_def
     found: dict[int, Any] = {}
     for name in contract.SIGNATURES:
         output = next(iter(meta.signature_def[name].outputs.values()))
         call = graph.get_tensor_by_name(output.name).op
-        bound = meta.object_graph_def.concrete_functions[call.get_attr("f").name].bound_inputs
+        bound = objects.concrete_functions[call.get_attr("f").name].bound_inputs
         found.update(zip(bound, call.inputs[len(call.inputs) - len(bound) :], strict=True))
+    handles = {operation.name: operation for operation in graph.get_operations() if operation.type == "VarHandleOp"}
+    for number, node in enumerate(objects.nodes):
+        if number not in found and node.HasField("variable") and node.variable.name in handles:
+            found[number] = handles[node.variable.name].outputs[0]
     return found
 
 

@@ -201,6 +201,9 @@ class Model:
         ):
             if function not in functions:
                 continue
+            if function == contract.MC_PREDICT:
+                for rows in self._graph.form_rows:
+                    self.run(function, self.warmup_inputs(rows))
             seconds = [self._measure(function, {**self.warmup_inputs(rows), **scalars}) for rows in (one, several)]
             variable = max(0.0, (seconds[1] - seconds[0]) / ((several - one) * draws))
             self.costs[function] = Cost(fixed=max(0.0, seconds[0] - variable * draws), variable=variable)

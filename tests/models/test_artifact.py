@@ -165,11 +165,11 @@ def test_no_operation_keeps_a_state_between_calls(request, name):
 
 
 @pytest.mark.parametrize("name", ["sonar", "tiny", "norms", "branches"])
-def test_checkpoint_holds_weights_folded_weights_axes_of_novelty_and_kept_masks_only(request, name):
+def test_checkpoint_holds_weights_their_forms_axes_of_novelty_and_kept_masks_only(request, name):
     artifact = request.getfixturevalue(name)
     names = [key for key, _ in tf.train.list_variables(str(artifact.folder / "variables" / "variables"))]
     kinds = {key.split("/")[0] for key in names}
-    assert kinds <= {"weights", "folded", "novelty", "kept_masks", "_CHECKPOINTABLE_OBJECT_GRAPH"}
+    assert kinds <= {"weights", "forms", "novelty", "kept_masks", "_CHECKPOINTABLE_OBJECT_GRAPH"}
     assert not [key for key in names if "seed" in key.lower()]
 
 
