@@ -12,7 +12,7 @@ from serving.access import OPEN_PATHS
 from serving.core import Core
 from serving.direct import Direct
 from serving.entrance import Entrance
-from serving.errors import ClientGone, MethodNotAllowed, NotFound, Unauthenticated, quote
+from serving.errors import ClientGone, InvalidRequest, MethodNotAllowed, NotFound, Unauthenticated, quote
 from serving.native import Native
 from serving.open_inference import PREFIX as OPEN_INFERENCE
 from serving.open_inference import OpenInference
@@ -82,6 +82,7 @@ class App:
         )
         method = "GET" if request.method == "HEAD" else request.method
         try:
+            request.require_host()
             is_open = request.path in OPEN_PATHS
             if self._is_locked and not is_open:
                 self._gate.check(request.header(b"authorization"), request.header(b"x-api-key"))
@@ -109,8 +110,9 @@ class App:
     def _may_pass(self, request: Request) -> bool:
         """Whether a request may go on to somebody else's routes."""
         try:
+            request.require_host()
             self._gate.check(request.header(b"authorization"), request.header(b"x-api-key"))
-        except Unauthenticated:
+        except (InvalidRequest, Unauthenticated):
             return False
         return True
 

@@ -34,7 +34,7 @@ LONGEST_KEPT_HEAD = 2**11
 
 _HEAD_END = b"\r\n\r\n"
 # What a request may say of itself besides what is looked at; with anything else it is uvicorn's.
-_LENGTH, _TYPE, _CONNECTION = b"content-length", b"content-type", b"connection"
+_HOST, _LENGTH, _TYPE, _CONNECTION = b"host", b"content-length", b"content-type", b"connection"
 _REQUEST_ID, _TRACE = b"x-request-id", b"traceparent"
 _OTHERS = frozenset((b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"))
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
@@ -104,6 +104,9 @@ class _HeadReader:
         headers = self._headers
         length = headers.get(_LENGTH, b"")
         if not (self._is_complete and self._is_plain and length.isdigit() and len(length) <= LENGTH_DIGITS):
+            return None
+        if _HOST not in headers:
+            # Refused, but not here.
             return None
         if headers.get(_CONNECTION, b"keep-alive").lower() != b"keep-alive":
             return None

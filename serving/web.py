@@ -172,6 +172,12 @@ class Request:
         value = self.headers.get(name)
         return None if value is None else value.decode("latin-1")
 
+    def require_host(self) -> None:
+        """Raise InvalidRequest unless it says once for which host it is, as HTTP/1.1 has it. Source: RFC 9112, 3.2."""
+        found = sum(name == b"host" for name, _ in self.scope["headers"])
+        if found > 1 or (found == 0 and self.scope["http_version"] == "1.1"):
+            raise InvalidRequest(f"found {found or 'no'} Host headers, wanted one")
+
     async def body(self) -> bytes:
         """The whole body.
 

@@ -238,6 +238,31 @@ def test_a_length_said_twice_is_refused(connection):
     assert connection.ask(request(b"{}", headers="Content-Length: 5\r\n"))[0] == 400
 
 
+@pytest.mark.parametrize("target", ["/predict", "/predict?", "/livez", "/nobody/knows/it"])
+@pytest.mark.parametrize("hosts", ["", "Host: x\r\nHost: x\r\n", "Host: x\r\nhost: y\r\n"], ids=["none", "same", "two"])
+def test_a_request_that_does_not_say_once_for_which_host_it_is_is_refused_on_both_ports(served, port, hosts, target):
+    own = httpx.URL(served.url).port or 0
+    for place in (port, own):
+        with Connection(place) as connection:
+            content = request(b"{}", target).replace(b"Host: x\r\n", hosts.encode())
+            status, _, answer = connection.ask(content)
+            assert status == 400
+            assert json.loads(answer)["error"] == f"found {2 if hosts else 'no'} Host headers, wanted one"
+            # It is known where its body ends.
+            assert connection.ask(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/predict", "/livez"])
+def test_before_http_1_1_no_request_says_for_which_host_it_is(served, port, trained, path):
+    body = {"instances": trained.instances[:1]}
+    content = request(body, path).replace(b"Host: x\r\n", b"").replace(b"HTTP/1.1", b"HTTP/1.0")
+    if path == "/livez":
+        content = b"GET /livez HTTP/1.0\r\n\r\n"
+    for place in (port, httpx.URL(served.url).port or 0):
+        with Connection(place) as connection:
+            assert connection.ask(content)[0] == 200
+
+
 def refused(server: Any, code: str) -> float:
     """How many requests were refused before anybody knew what they ask for."""
     with httpx.Client(base_url=server.url, timeout=60) as client:
