@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -40,6 +42,9 @@ class _Timed(asyncio.Protocol):
     # uvicorn's own: the latest request whose head is whole, None before the first one.
     cycle: Any
     server_state: ServerState
+    timeout_keep_alive: int
+    timeout_keep_alive_handler: Callable[[], None]
+    timeout_keep_alive_task: asyncio.TimerHandle | None
     transport: asyncio.Transport
 
     def __init__(
@@ -66,12 +71,19 @@ class _Timed(asyncio.Protocol):
         super().connection_lost(error)
 
     def data_received(self, data: bytes) -> None:
+        was_over = self._reads_over()
         if self._awaits_head() and self not in self._heads:
             self._heads.begin(self, lambda: self._refuse(HeadTimeout(self._heads.limit_s)))
             self._head_begun = time.perf_counter()
         super().data_received(data)
         if not self._awaits_head():
             self._heads.end(self)
+        elif was_over and not self._reads_over() and not self.transport.is_closing():
+            # At rest again, as after any answer. uvicorn's own timer has ended with the rest's first bytes.
+            self._heads.end(self)
+            self.timeout_keep_alive_task = self._loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def eof_received(self) -> bool:
         """The client sends no more. Whether the connection stays open, for what is still to be answered."""
@@ -92,8 +104,16 @@ class _Timed(asyncio.Protocol):
     def _awaits_head(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
+    def _reads_over(self) -> bool:
+        """Whether what comes is the rest of a request that was answered before it was whole."""
+        raise NotImplementedError
+
     def _refuse(self, error: ServingError) -> None:
         if self.transport.is_closing():
+            return
+        if self._reads_over():
+            # It has its answer.
+            self.transport.close()
             return
         exchange = self._observer.begin("none", "", "", None, None)
         exchange.started = self._head_begun
@@ -105,6 +125,7 @@ class _Timed(asyncio.Protocol):
 
 class TimedHttpTools(_Timed, HttpToolsProtocol):  # type: ignore[misc]  # uvicorn keeps no half of a connection
     _is_in_head = False
+    _is_in_body = False
     _head_bytes = 0
 
     def data_received(self, data: bytes) -> None:
@@ -129,8 +150,23 @@ class TimedHttpTools(_Timed, HttpToolsProtocol):  # type: ignore[misc]  # uvicor
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False
+        self._is_in_body = True
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._is_in_body = False
+        super().on_message_complete()
+
+    def _reads_over(self) -> bool:
+        return self._is_in_body and self._awaits_head()
 
 
 class TimedH11(_Timed, H11Protocol):  # type: ignore[misc]  # likewise
     """h11 has a limit of its own for heads."""
+
+    # uvicorn's own.
+    conn: h11.Connection
+
+    def _reads_over(self) -> bool:
+        # Until the rest is there: then both sides begin anew.
+        return self.conn.our_state is h11.DONE

@@ -272,3 +272,53 @@ def test_a_body_that_says_to_be_too_long_is_not_waited_for(client):
             answer += connection.recv(65_536)
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"400000 bytes" in answer
+
+
+# Requests that are refused before they are whole, with pieces that their bodies may go on in for ever.
+CHUNKED = b"transfer-encoding: chunked\r\n\r\n61a81\r\n" + b"a" * 400_001 + b"\r\n"
+HTTP_2 = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AA\r\n"
+LONG = b"content-length: 400001\r\n\r\n"
+REFUSED = {
+    "by its length": (b"/predict", LONG, b"413", b"a"),
+    "by its length, though it would rather speak HTTP/2": (b"/predict", HTTP_2 + LONG, b"413", b"a"),
+    "by its chunks": (b"/predict", CHUNKED, b"413", b"1\r\na\r\n"),
+    "by its path": (b"/nothing", LONG, b"404", b"a"),
+}
+
+
+def refuse(connection: socket.socket, kind: str) -> None:
+    """Send as much of a request as is refused, and read the answer."""
+    path, rest, status, _ = REFUSED[kind]
+    assert answered(connection, b"POST %b HTTP/1.1\r\nhost: x\r\n%b" % (path, rest)).split()[1] == status
+
+
+@pytest.mark.parametrize(
+    ("kind", "piece"), [*((kind, REFUSED[kind][-1]) for kind in REFUSED), ("by its chunks", b"no chunk\r\n")]
+)
+def test_a_request_that_is_refused_before_it_is_whole_has_one_answer(client, rest_port, kind, piece):
+    with socket.create_connection(("127.0.0.1", rest_port), timeout=30) as connection:
+        refuse(connection, kind)
+        connection.settimeout(0.1)
+        begun = time.monotonic()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while True:
+                assert time.monotonic() - begun < 30, "the connection is still open"
+                connection.sendall(piece)
+                with contextlib.suppress(TimeoutError):
+                    assert connection.recv(65_536) == b""
+                    break
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_connection_whose_refused_request_comes_to_its_end_is_kept(client, rest_port, trained, kind):
+    rest = b"0\r\n\r\n" if kind == "by its chunks" else b"a" * 400_001
+    following = whole({"instances": trained.instances[:1]})
+    with socket.create_connection(("127.0.0.1", rest_port), timeout=30) as connection:
+        # The second time it rests longer than a head may take.
+        for pause_s in (0, 5):
+            refuse(connection, kind)
+            connection.sendall(rest[:1])
+            time.sleep(0.2)
+            connection.sendall(rest[1:])
+            time.sleep(pause_s)
+            assert answered(connection, following) == b"HTTP/1.1 200 OK"
