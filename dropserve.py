@@ -707,7 +707,10 @@ def route(
     repository: Repository = Path("artifacts"),
     as_json: Json = False,
 ) -> None:
-    """Choose which versions of NAME answer; without options, show it. Running servers follow within seconds."""
+    """Choose which versions of NAME answer; without options, show it.
+
+    Running servers follow within seconds. One that cannot load a version keeps what it has, and says why in its log.
+    """
     from serving.errors import StartError
     from serving.route import reroute, sentences
 
@@ -718,7 +721,7 @@ def route(
     if as_json:
         print(routing.model_dump_json(indent=2))
     else:
-        print(sentences(name, routing, contract.versions(repository, name)))
+        print(sentences(repository, name, routing))
 
 
 @app.command()

@@ -19,7 +19,7 @@ import structlog
 from models.contract import ArtifactError
 from serving.metrics import Metrics
 from serving.registry import Registry, State, Status
-from serving.repository import Fingerprint, Folders, Repository, fingerprint, newest
+from serving.repository import Fingerprint, Folders, Repository, fingerprint, newest, require_place
 from serving.routing import Routing, RoutingError
 from serving.runtime import Model
 
@@ -192,6 +192,5 @@ def _load(name: str, version: int, folder: Path) -> Model:
         model = Model.load(folder)
     except OSError as error:  # a file that vanished while it was read
         raise ArtifactError(f"{error.filename or folder}: {error.strerror}") from error
-    if (model.name, model.manifest.version) != (name, version):
-        raise ArtifactError(f"{folder}: holds {model.name} {model.version}, wanted {name} {version}")
+    require_place(model.manifest, folder, name, version)
     return model

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from models import contract
-from models.contract import ArtifactError
+from models.contract import ArtifactError, Manifest
 from serving.errors import StartError, choices
 from serving.routing import Routing, read_routing
 from serving.settings import Settings
@@ -84,6 +84,12 @@ class Repository:
             else:
                 return
         raise StartError(str(refusals[0]))
+
+
+def require_place(manifest: Manifest, folder: Path, name: str, version: int) -> None:
+    """Raise ArtifactError unless the artifact in `folder` is what its place in the repository says."""
+    if (manifest.name, manifest.version) != (name, version):
+        raise ArtifactError(f"{folder}: holds {manifest.name} {manifest.version}, wanted {name} {version}")
 
 
 def fingerprint(folder: Path) -> Fingerprint:

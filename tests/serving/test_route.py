@@ -1,8 +1,10 @@
 """`dropserve route` and shadow traffic: what is written, what a running server makes of it, what it says of both."""
 
 import json
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -158,3 +160,64 @@ def test_a_model_that_is_not_there_is_refused(root):
     refused = route(root, "--pin", "1", name="titanic")
     assert refused.returncode == 2
     assert "no model 'titanic', wanted one of sonar" in refused.stderr
+
+
+@pytest.fixture
+def damaged(trained, tmp_path) -> Path:
+    """Versions 1 and 2, and two that no server can load: 3 is cut off, 4 is a copy of another version."""
+    for version in (1, 2, 3):
+        publish_as(trained.folder, tmp_path, version)
+    shutil.copytree(tmp_path / "sonar" / "1", tmp_path / "sonar" / "4")
+    file = tmp_path / "sonar" / "3" / "saved_model.pb"
+    file.write_bytes(file.read_bytes()[:1_000])
+    return tmp_path
+
+
+DAMAGE = {3: "saved_model.pb: 1000 bytes found", 4: "holds sonar 1, wanted sonar 4"}
+
+
+@pytest.mark.parametrize("version", DAMAGE)
+@pytest.mark.parametrize("options", [["--pin", "{}"], ["--label", "a={}"], ["--canary", "{}:0.1"], ["--shadow", "{}"]])
+def test_a_damaged_version_is_given_no_place(damaged, options, version):
+    options = [option.format(version) for option in options]
+    refused = route(damaged, *options)
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith(f"error: {' '.join(options)}: version {version} cannot be served: {damaged}")
+    assert DAMAGE[version] in line
+    assert not (damaged / "sonar" / "routing.json").exists()
+
+
+def test_what_a_server_does_without_a_damaged_version_is_said_and_so(damaged, trained, tmp_path_factory):
+    """A version that is damaged after it was given its place: the running server is asked as well."""
+    body = {"instances": trained.instances[:2]}
+    assert route(damaged).stdout.splitlines()[0] == "sonar: version 2 answers, the newest that can be served"
+    log = tmp_path_factory.mktemp("damaged") / "log"
+    with (
+        bentoml_serve(damaged, log, DROPSERVE_POLL_S="0.1") as served,
+        httpx.Client(base_url=served.url, timeout=60) as client,
+    ):
+        assert current(client, body) == "2"
+        assert route(damaged, "--pin", "1", "--label", "stable=1").returncode == 0
+        wait_for(lambda: current(client, body) == "1", "the pin")
+        file = damaged / "sonar" / "routing.json"
+        wanted = {"pin": 3, "labels": {"stable": 4}, "canary": {"version": 3, "share": 0.9}, "shadow": {"version": 4}}
+        file.write_text(json.dumps(wanted))
+        told = route(damaged, "--label", "old=1")
+        assert told.returncode == 0, told.stderr
+        *said, third, fourth = told.stdout.splitlines()
+        assert said == [
+            "sonar: version 3 is pinned and cannot be served: the version that answers stays",
+            "  version 3 cannot be served: no share of the requests is its own (canary)",
+            "  version 4 cannot be served: nothing is compared (shadow)",
+            "  label old is version 1",
+            "  label stable is version 4, which cannot be served: the version that it named stays",
+        ]
+        assert DAMAGE[3] in third
+        assert DAMAGE[4] in fourth
+        wait_for(lambda: client.get("/v1/models/sonar/labels/old").status_code == 200, "the routing")
+        for _ in range(20):
+            assert current(client, body) == "1"
+            labelled = client.get("/v1/models/sonar/labels/stable").json()["model_version_status"]
+            assert [status["version"] for status in labelled] == ["1"]
+            time.sleep(0.05)
