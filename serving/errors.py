@@ -114,6 +114,10 @@ class MethodNotAllowed(ServingError):
         super().__init__(f"method {method} is not allowed here, wanted {allowed}")
 
 
+class Unimplemented(ServingError):
+    """A protocol leaves room for it, and nobody does it."""
+
+
 class BodyTooLarge(ServingError):
     def __init__(self, limit: int) -> None:
         super().__init__(f"the body is longer than the limit of {limit} bytes: send fewer rows a request")

@@ -51,6 +51,7 @@ from serving.errors import (
     ModelFailed,
     ServingError,
     Unavailable,
+    Unimplemented,
     VersionLoading,
     VersionNotFound,
     quote,
@@ -89,6 +90,7 @@ STATUS: dict[type[ServingError], grpc.StatusCode] = {
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.NotFound: grpc.StatusCode.NOT_FOUND,
     errors.QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Unimplemented: grpc.StatusCode.UNIMPLEMENTED,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.ModelFailed: grpc.StatusCode.INTERNAL,
@@ -207,17 +209,15 @@ class Services(prediction_service_pb2_grpc.PredictionServiceServicer, model_serv
     async def MultiInference(self, request: Any) -> Any:
         if not request.tasks:
             raise InvalidField("tasks", "an empty list", "at least one task")
-        _check_tasks(request.tasks)
+        _check_tasks(self._model(request.tasks[0].model_spec), request.tasks)
         response = inference_pb2.MultiInferenceResponse()
         for task in request.tasks:
             if task.method_name == CLASSIFY:
                 spec, result = await self._classify(task.model_spec, request)
                 response.results.add(model_spec=spec, classification_result=result)
-            elif task.method_name == REGRESS:
+            else:
                 spec, result = await self._regress(task.model_spec, request)
                 response.results.add(model_spec=spec, regression_result=result)
-            else:
-                raise InvalidField("method_name", quote(task.method_name), f"{CLASSIFY} or {REGRESS}")
         return response
 
     @_refusing
@@ -408,16 +408,21 @@ def _signature(model: Model, spec: Any) -> str:
     return name
 
 
-def _check_tasks(tasks: Sequence[Any]) -> None:
-    """As TensorFlow Serving has it: the tasks ask one model, and each signature once, so that none is work twice."""
-    if len({task.model_spec.name for task in tasks}) > 1:
-        raise InvalidRequest("All ModelSpecs in a MultiInferenceRequest must access the same model name.")
+def _check_tasks(model: Model, tasks: Sequence[Any]) -> None:
+    """As TensorFlow Serving has it: the tasks ask one model, and each signature once, so that none is work twice.
+
+    All of them before any is work. Source: tensorflow/serving `servables/tensorflow/multi_inference.cc`.
+    """
     seen: set[str] = set()
     for task in tasks:
-        signature = task.model_spec.signature_name or contract.SERVING_DEFAULT
+        if task.model_spec.name != model.name:
+            raise InvalidRequest("All ModelSpecs in a MultiInferenceRequest must access the same model name.")
+        signature = _signature(model, task.model_spec)
         if signature in seen:
             raise InvalidRequest(f"Duplicate evaluation of signature: {signature}")
         seen.add(signature)
+        if task.method_name not in (CLASSIFY, REGRESS):
+            raise Unimplemented(f"Unsupported signature method_name: {task.method_name}")
 
 
 def _spec(model: Model, signature: str = "") -> Any:

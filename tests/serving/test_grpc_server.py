@@ -27,6 +27,7 @@ from tensorflow_serving.apis import (
 )
 
 from tests.process import BENTOML_SERVE, ROOT, bentoml_serve, free_port
+from tests.serving.samples import samples, total
 
 LIMIT = 2**20
 
@@ -191,8 +192,6 @@ def test_multi_inference_answers_every_task(stubs, trained):
     response = stubs.predict.MultiInference(asked)
     assert [result.model_spec.signature_name for result in response.results] == ["serving_default", "mc_predict"]
     assert response.results[0].classification_result != response.results[1].classification_result
-    asked.tasks[1].method_name = "x"
-    assert_refused(lambda: stubs.predict.MultiInference(asked), grpc.StatusCode.INVALID_ARGUMENT, "method_name")
 
 
 def test_multi_inference_asks_one_model_and_each_signature_once(stubs, trained):
@@ -202,6 +201,29 @@ def test_multi_inference_asks_one_model_and_each_signature_once(stubs, trained):
     asked.tasks[1].model_spec.name = "titanic"
     several = "All ModelSpecs in a MultiInferenceRequest must access the same model name."
     assert_refused(lambda: stubs.predict.MultiInference(asked), grpc.StatusCode.INVALID_ARGUMENT, several)
+
+
+def test_multi_inference_by_another_method_is_refused_as_by_tensorflow_serving(stubs, trained):
+    asked = inferences(trained.rows[:1], "serving_default", "mc_predict")
+    asked.tasks[1].method_name = "tensorflow/serving/predict"
+
+    def answered() -> float:
+        return total(samples(stubs.http), "dropserve_rows_total")
+
+    before = answered()
+    assert_refused(
+        lambda: stubs.predict.MultiInference(asked),
+        grpc.StatusCode.UNIMPLEMENTED,
+        "Unsupported signature method_name: tensorflow/serving/predict",
+    )
+    # Nor has the model worked for the first task.
+    assert answered() == before
+    # What else is wrong comes first.
+    asked.tasks[1].model_spec.signature_name = "x"
+    unknown = 'Serving signature name: "x" not found in signature def'
+    assert_refused(lambda: stubs.predict.MultiInference(asked), grpc.StatusCode.INVALID_ARGUMENT, unknown)
+    asked.tasks[0].model_spec.name = asked.tasks[1].model_spec.name = "titanic"
+    assert_refused(lambda: stubs.predict.MultiInference(asked), grpc.StatusCode.NOT_FOUND, "titanic")
 
 
 def test_metadata_is_the_saved_model_s_own(stubs, trained):
