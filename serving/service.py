@@ -17,7 +17,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Protocol, cast
@@ -92,6 +92,10 @@ class Dropserve:
     """Keras models that say when they are guessing: predictions with Monte Carlo dropout uncertainty."""
 
     def __init__(self) -> None:
+        with _ending_at_once():
+            self._load()
+
+    def _load(self) -> None:
         if bentoml.server_context.worker_index is not None and not _shares_ports():
             try:
                 # Before anything is loaded; by now BentoML's own port is taken too.
@@ -228,6 +232,21 @@ def repository(settings: Settings) -> Repository:
     bento = cast(FrontedService, Dropserve).bento
     bundled = [] if bento is None else [Path(bentoml.models.get(model.tag).path) for model in bento.info.all_models]
     return Repository.choose(settings, bundled)
+
+
+@contextlib.contextmanager
+def _ending_at_once() -> Iterator[None]:
+    """SIGTERM and Ctrl-C within end a worker: uvicorn would only note them, and load what nobody will ask for."""
+    if bentoml.server_context.worker_index is None:
+        # Not a process of the service's own.
+        yield
+        return
+    noted = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in noted.items():
+            signal.signal(number, handler)
 
 
 def _shares_ports() -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -9,12 +10,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from models.contract import SAVED_MODEL_FILE, file_digest, manifest_bytes, read_manifest
 from serving.errors import StartError
 from serving.settings import read_settings
-from tests.process import BENTOML_SERVE, DROPSERVE_SERVE, ROOT, bentoml_serve, free_port
+from tests.process import (
+    BENTOML_SERVE,
+    DROPSERVE_SERVE,
+    ROOT,
+    START_TIMEOUT_S,
+    STOP_TIMEOUT_S,
+    bentoml_serve,
+    free_port,
+    stop,
+)
+from tests.serving.versions import publish_as, wait_for
 
 both_commands = pytest.mark.parametrize("command", [BENTOML_SERVE, DROPSERVE_SERVE], ids=["bentoml", "dropserve"])
 
@@ -175,3 +187,36 @@ def test_it_serves_from_the_project_root_and_says_that_there_is_no_gpu(command, 
         answer = httpx.post(f"{served.url}/predict", json={"instances": trained.instances[:1]}, timeout=60)
     assert answer.status_code == 200
     assert log.read_text().count("no GPU found: running on CPU") == 1
+
+
+@both_commands
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_server_that_is_told_to_end_while_it_loads_loads_no_more(command, number, trained, tmp_path):
+    """So many versions that they would load for a while."""
+    versions = 8
+    for version in range(1, versions + 1):
+        publish_as(trained.folder, tmp_path, version)
+    log = tmp_path / "log"
+    with log.open("wb") as stream:
+        process = psutil.Popen(
+            [sys.executable, *command, "--host", "127.0.0.1", "--port", str(free_port())],
+            cwd=ROOT,
+            env=environment(tmp_path, DROPSERVE_KEEP_VERSIONS=str(versions)),
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        wait_for(lambda: "version ready" in log.read_text(), "the first version")
+        family = process.children(recursive=True)
+        # The terminal sends Ctrl-C to all of them.
+        os.kill(process.pid, number) if number is signal.SIGTERM else os.killpg(process.pid, number)
+        assert process.wait(START_TIMEOUT_S) == 0
+        psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
+    finally:
+        stop(process)
+    said = log.read_text()
+    assert said.count("version ready") < versions
+    assert "Traceback" not in said
+    assert [child for child in family if child.is_running()] == []
