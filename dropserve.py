@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
-import os
 import sys
-from collections.abc import Callable, Iterator
-from importlib.metadata import version
-from pathlib import Path
-from typing import Annotated, Any, NoReturn
 
-import typer
-from rich.progress import Progress, TextColumn
-from rich.text import Text
-from typer.core import TyperCommand
+try:
+    import contextlib
+    import json
+    import logging
+    import os
+    from collections.abc import Callable, Iterator
+    from importlib.metadata import version
+    from pathlib import Path
+    from typing import Annotated, Any, NoReturn
 
-from models import contract
-from models.calibration_settings import AS_USUAL, CalibrationSettings, Sets
-from serving.lean import import_tensorflow, nothing_to_collect
-from training.errors import InputError
-from training.progress import Reporter, literal_console
+    import typer
+    from rich.progress import Progress, TextColumn
+    from rich.text import Text
+    from typer.core import TyperCommand
+
+    from models import contract
+    from models.calibration_settings import AS_USUAL, CalibrationSettings, Sets
+    from serving.lean import import_tensorflow, nothing_to_collect
+    from training.errors import InputError
+    from training.progress import Reporter, literal_console
+except KeyboardInterrupt:
+    # As `main` has it, which is not there yet.
+    print("interrupted", file=sys.stderr)
+    sys.exit(130)
 
 app = typer.Typer(
     name="dropserve",
@@ -812,6 +818,10 @@ def main() -> NoReturn:
         sys.exit(code)
     except Interrupted as interrupted:
         print(f"interrupted: {interrupted}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt:
+        # Before Typer looks out for it.
+        print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except (InputError, contract.ArtifactError) as error:
         message = str(error)

@@ -1,6 +1,7 @@
 """The command line as a user meets it: real processes, their exit codes, what they print and what they leave behind."""
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -200,6 +201,25 @@ def test_ctrl_c_is_one_line_and_exit_code_130_and_leaves_nothing(arguments, line
         process.kill()
     assert (process.returncode, found) == (130, line)
     assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("module", ["json", "typer", "pydantic", "training.errors"])
+def test_ctrl_c_is_one_line_while_the_command_line_is_imported_too(module, tmp_path):
+    said, writing = os.pipe()
+    # Python names each module that it has imported, and with a pipe as short as this waits until that is read.
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4_096)
+    command = [sys.executable, "-X", "importtime", *COMMAND[1:], "models"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=writing) as process:
+        os.close(writing)
+        with open(said, buffering=1, errors="replace") as lines:
+            for line in lines:
+                if line.split("|")[-1].strip() == module:
+                    break
+            process.send_signal(signal.SIGINT)
+            found = lines.read()
+    assert process.returncode == 130
+    assert "Traceback" not in found
+    assert found.endswith("interrupted\n")
 
 
 def test_what_ctrl_c_came_too_late_for_is_said_to_be_published(tmp_path):
