@@ -221,3 +221,40 @@ def test_what_a_server_does_without_a_damaged_version_is_said_and_so(damaged, tr
             labelled = client.get("/v1/models/sonar/labels/stable").json()["model_version_status"]
             assert [status["version"] for status in labelled] == ["1"]
             time.sleep(0.05)
+
+
+def test_a_shadow_is_compared_and_answers_nobody_while_it_and_other_models_load(trained, other, tmp_path):
+    """Its place is written before it is there; one model is loaded before it, and one after it."""
+    body = {"instances": trained.instances[:5]}
+    publish_as(trained.folder, tmp_path, 1)
+    publish_as(trained.folder, tmp_path, 2)
+    (tmp_path / "sonar" / "routing.json").write_text(json.dumps({"shadow": {"version": 3}}))
+    log = tmp_path / "log"
+    with (
+        bentoml_serve(tmp_path, log, DROPSERVE_MODEL="sonar", DROPSERVE_POLL_S="0.1") as served,
+        httpx.Client(base_url=served.url, timeout=60) as client,
+    ):
+        for name, folder, version in (
+            ("early", other.folder, 1),
+            ("whale", other.folder, 1),
+            ("sonar", other.folder, 3),
+        ):
+            publish_as(folder, tmp_path, version, name=name)
+        # Comparisons by what is being loaded, if anything is.
+        seen: dict[tuple[str, ...], list[float]] = {}
+
+        def is_over() -> bool:
+            assert current(client, body) == "2"
+            found = samples(client)
+            states = {key: dict(labels) for key in found for name, labels in [key] if name == "dropserve_version_state"}
+            loading = tuple(sorted(labels["model"] for labels in states.values() if labels["state"] == "LOADING"))
+            seen.setdefault(loading, []).append(compared(found, "3"))
+            loaded = {labels["model"] for labels in states.values() if labels["state"] == "AVAILABLE"}
+            return not loading and loaded == {"early", "whale", "sonar"} and len(seen[loading]) > 3
+
+        wait_for(is_over, "all models")
+        assert set(seen["early",]) == set(seen["sonar",]) == {0}
+        before, *_, after = seen["whale",]
+        assert after > before
+        wait_for(lambda: compared(samples(client), "3") > after, "more comparisons")
+        assert current(client, body) == "2"
