@@ -66,12 +66,21 @@ def _texts(value: Any) -> Any:
     return value
 
 
+def _ends(value: Any) -> Any:
+    for end in flat(value):
+        if end is not None and not (type(end) in (int, float) and math.isfinite(end)):
+            raise ValueError(f"{end!r} found, a finite number or null wanted")
+    return value
+
+
 NotNegative = Annotated[FiniteFloat, Field(ge=0)]
 # Of each place.
 Label = Annotated[Any, AfterValidator(_texts)]
 Probability = Annotated[Any, _numbers(0, 1)]
 Values = Annotated[Any, _numbers()]
 Spread = Annotated[Any, _numbers(0)]
+# null: no end, where there are too few calibration rows.
+End = Annotated[Any, AfterValidator(_ends)]
 
 
 class _Form(BaseModel):
@@ -154,9 +163,8 @@ class ValuePrediction(_Form):
 
 
 class Interval(_Form):
-    # null: no end, where there are too few calibration rows.
-    lower: FiniteFloat | None
-    upper: FiniteFloat | None
+    lower: End
+    upper: End
     # Not in answers of the tensor protocols.
     coverage: Annotated[FiniteFloat, Field(gt=0, lt=1)] | None = None
 
@@ -177,13 +185,13 @@ class SampledValue(ValuePrediction, _Calibrated):
     def _check_interval(self) -> None:
         if self.interval is None:
             return
-        lower, upper = self.interval.lower, self.interval.upper
-        if isinstance(self.mean, list):
-            raise AnswerError("an interval of several values, wanted one of a single value")
-        if (lower is None) != (upper is None):
-            raise AnswerError(f"interval has one end, {lower} to {upper}, wanted both or none")
-        if lower is not None and upper is not None and not lower <= self.mean <= upper:
-            raise AnswerError(f"interval is {lower} to {upper}, wanted the mean in it, {self.mean}")
+        parts = {"interval.lower": self.interval.lower, "interval.upper": self.interval.upper, "mean": self.mean}
+        _check_places(parts)
+        for lower, upper, mean in zip(*map(flat, parts.values()), strict=True):
+            if (lower is None) != (upper is None):
+                raise AnswerError(f"interval has one end, {lower} to {upper}, wanted both or none")
+            if lower is not None and not lower <= mean <= upper:
+                raise AnswerError(f"interval is {lower} to {upper}, wanted the mean in it, {mean}")
 
     def _check_std(self) -> None:
         """Variances add."""

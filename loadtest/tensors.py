@@ -209,8 +209,15 @@ def _value(answer: dict[str, Any]) -> dict[str, Any]:
         return answer
     ends = (answer.pop(f"interval_{end}") for end in ("lower", "upper"))
     # Infinite in binary, null in JSON.
-    lower, upper = (None if end is None or math.isinf(end) else end for end in ends)
+    lower, upper = map(_known, ends)
     return {**answer, "interval": {"lower": lower, "upper": upper}}
+
+
+def _known(end: Any) -> Any:
+    """An end of an interval, or of each of several numbers: null where it is infinite."""
+    if isinstance(end, list):
+        return [_known(own) for own in end]
+    return None if end is None or math.isinf(end) else end
 
 
 def _by_class(values: list[Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from models.contract import (
     ConformalScores,
     Noise,
     OutputCalibration,
+    TargetNoises,
     Temperature,
     UncertaintyReference,
 )
@@ -36,6 +37,8 @@ Inputs = Mapping[str, Array]
 
 # Numbers in all draws of one row of several places, beyond which no temperature is looked for: 64 MB.
 MOST_NUMBERS = 2**24
+# Numbers a row, beyond which they are no targets of their own (an image, say): each is fitted by itself.
+MOST_TARGETS = 100
 
 
 def calibrate(
@@ -105,9 +108,15 @@ def _is_one_value(head: Head) -> bool:
     return not head.is_classification and not head.output.shape
 
 
+def _has_targets(head: Head) -> bool:
+    """Whether a row has several numbers, each a target of its own."""
+    shape = head.output.shape
+    return not head.is_classification and len(shape) == 1 and shape[0] is not None and shape[0] <= MOST_TARGETS
+
+
 def _can_be_judged(head: Head) -> bool:
-    """Whether an answer can be withheld, and have a set or an interval."""
-    return _is_one_choice(head) or _is_one_value(head)
+    """Whether an answer can have a set or intervals."""
+    return _is_one_choice(head) or _is_one_value(head) or _has_targets(head)
 
 
 def _numbers(engine: Engine, rows: Rows) -> int:
@@ -136,6 +145,7 @@ def _answers(engine: Engine, rows: Rows) -> dict[str, Array]:
 def _fitted(engine: Engine, head: Head, rows: Rows, number: int) -> Head:
     """The head, which is the engine's of this number, with what is fitted on its draws."""
     found: Temperature | Noise | None
+    reason: str | None
     if _is_one_choice(head):
         used = _usable(engine, head, rows)
         found, reason = temperature.fit(_draws(engine, head, used)["draws"], used.targets[number])
@@ -145,13 +155,31 @@ def _fitted(engine: Engine, head: Head, rows: Rows, number: int) -> Head:
         used = _usable(engine, head, rows)
         draws = _draws(engine, head, used)
         found, reason = noise.fit(draws["draws"], draws.get("aleatoric_draws"), used.targets[number])
+    elif _has_targets(head):
+        return _fitted_to_targets(engine, head, rows, number)
     else:
-        found, reason = None, f"not calibrated: a row has several numbers (shape {head.output.shape})"
+        found, reason = None, f"not calibrated: {_several(head)}; at most {MOST_TARGETS} along one fixed axis wanted"
     known = OutputCalibration(fit=found, warnings=[] if reason is None else [reason])
-    output = head.output
-    if isinstance(found, Noise):
-        output = output.model_copy(update={"has_aleatoric": True})
-    return replace(head, output=output, calibration=known)
+    return _with_noise(replace(head, calibration=known))
+
+
+def _fitted_to_targets(engine: Engine, head: Head, rows: Rows, number: int) -> Head:
+    """The head with the noise of each number of a row."""
+    used = _usable(engine, head, rows)
+    found, reasons = noise.fit_targets(_draws(engine, head, used)["draws"], used.targets[number])
+    warnings = [f"no abstention: {_several(head)}", *reasons]
+    return _with_noise(replace(head, calibration=OutputCalibration(fit=found, warnings=warnings)))
+
+
+def _several(head: Head) -> str:
+    return f"a row has several numbers (shape {head.output.shape})"
+
+
+def _with_noise(head: Head) -> Head:
+    """The head, whose output says whether its noise is known."""
+    if not isinstance(_known(head).fit, Noise | TargetNoises):
+        return head
+    return replace(head, output=head.output.model_copy(update={"has_aleatoric": True}))
 
 
 def _fitted_to_places(engine: Engine, head: Head, rows: Rows, target: Array) -> Head:
@@ -184,8 +212,8 @@ def _fitted_to_places(engine: Engine, head: Head, rows: Rows, target: Array) -> 
 
 def _usable(engine: Engine, head: Head, rows: Rows) -> Rows:
     """As many of the rows as are used of one output's draws."""
-    classes = len(head.output.labels or "1")
-    return rows.some(temperature.usable_rows((rows.count, engine.num_samples, classes)))
+    numbers = prod(size or 1 for size in head.output.shape)
+    return rows.some(temperature.usable_rows((rows.count, engine.num_samples, numbers)))
 
 
 def _draws(engine: Engine, head: Head, rows: Rows) -> dict[str, Array]:
@@ -208,7 +236,8 @@ def _judged(head: Head, answers: dict[str, Array], target: Array, settings: Cali
     if not head.is_classification:
         mean, std = answers[head.output.prefix + "mean"], answers[head.output.prefix + "std"]
         scores = conformal.of_values(mean, std, target)
-        return _with(head, scores, abstention.of_std(std), settings.coverage)
+        rule = abstention.of_std(std) if _is_one_value(head) else None
+        return _with(head, scores, rule, settings.coverage)
     probabilities = answers[head.output.prefix + "probabilities"]
     scores = conformal.of_classes(probabilities, target, settings.sets)
     rule, reason = _rule(probabilities.max(axis=1), probabilities.argmax(axis=1) == target, settings)
@@ -225,7 +254,7 @@ def _rule(confidence: Array, right: Array, settings: CalibrationSettings) -> tup
     return abstention.of_confidence(confidence, right), None
 
 
-def _with(head: Head, scores: ConformalScores, rule: Abstention, coverage: float) -> Head:
+def _with(head: Head, scores: ConformalScores, rule: Abstention | None, coverage: float) -> Head:
     known = _known(head)
     few = conformal.too_few(scores, coverage, head.output.labels or [])
     warnings = known.warnings + ([] if few is None else [few])

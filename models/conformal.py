@@ -20,6 +20,8 @@ Array = NDArray[Any]
 
 # Rows whose scores are kept at most: beyond, a coverage is known to a third of a percent.
 MOST_ROWS = 10_000
+# Scores of all numbers of a row, where it has several: 2 MB of the manifest.
+MOST_SCORES = 100_000
 # Scores are kept in such steps, and one step up, so that sums of float32 in another order stay on the right side of a
 # threshold. A larger score is a wider set: the guarantee stays.
 _STEP = 1e-6
@@ -54,17 +56,19 @@ def prediction_set(probabilities: tf.Tensor, conformal: ConformalScores, coverag
 
 
 def of_values(means: Array, stds: Array, targets: Array) -> ConformalScores:
-    """The scores |target - mean| / std of rows with these answers [N]."""
+    """The scores |target - mean| / std of rows with these answers, [N] or [N, D]."""
     scores = np.abs(targets - means.astype(np.float64)) / stds.astype(np.float64)
-    return ConformalScores(kind="interval", scores=[_listed(some(scores, MOST_ROWS))])
+    by_target = scores.reshape(len(scores), -1)
+    kept = some(by_target, min(MOST_ROWS, MOST_SCORES // by_target.shape[1]))
+    return ConformalScores(kind="interval", scores=[_listed(own) for own in kept.T])
 
 
 def interval(
     mean: tf.Tensor, std: tf.Tensor, conformal: ConformalScores, coverage: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Both ends [N], in the target's unit. Too few rows make them infinite."""
-    [threshold] = conformal.thresholds(coverage)
-    reach = std * threshold
+    """Both ends [N] or [N, D], in the target's unit. Too few rows make them infinite."""
+    thresholds = conformal.thresholds(coverage)
+    reach = std * (thresholds[0] if len(thresholds) == 1 else tf.constant(thresholds, tf.float32))
     return mean - reach, mean + reach
 
 

@@ -236,16 +236,25 @@ class Noise(_Typed):
     nll_after: float
 
 
+class TargetNoises(_Typed):
+    """The noise of each number of a row, of an output with several: as if each had a network of its own."""
+
+    kind: Literal["noises"] = "noises"
+    targets: Annotated[list[Noise], Field(min_length=1)]
+
+
 class ConformalScores(_Typed):
     """Scores of the calibration rows, from which a prediction set of any coverage follows (split conformal prediction).
 
     lac: 1 - probability of the true class (Sadinle, Lei & Wasserman 2019). aps: sum of the probabilities of the classes
     that are at least as probable as the true one (Romano, Sesia & Candes 2020, without randomisation). interval:
     |target - mean| / std. A class (or a value) belongs to the set where its own score is at most `threshold(coverage)`.
+    The coverage of several numbers a row is each one's: all of them are inside at once less often.
     """
 
     kind: Literal["lac", "aps", "interval"]
-    # Ascending. One list for all rows; with `by_class` one for each label's rows, in the labels' order.
+    # Ascending. One list for all rows; with `by_class` one for each label's rows, in the labels' order; of several
+    # numbers a row one for each number.
     scores: list[Annotated[list[FiniteFloat], AfterValidator(_ascending)]]
     by_class: bool = False
 
@@ -288,7 +297,7 @@ class Abstention(_Typed):
 class OutputCalibration(_Typed):
     """One output's calibration. What its shape or its rows do not allow is absent."""
 
-    fit: Temperature | Noise | None = Field(default=None, discriminator="kind")
+    fit: Temperature | Noise | TargetNoises | None = Field(default=None, discriminator="kind")
     conformal: ConformalScores | None = None
     abstention: Abstention | None = None
     reference: UncertaintyReference = UncertaintyReference()

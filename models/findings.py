@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.contract import Abstention, Calibration, Noise, OutputCalibration
+from models.contract import Abstention, Calibration, Noise, OutputCalibration, TargetNoises
 
 
 def sentences(calibration: Calibration) -> list[str]:
@@ -19,8 +19,9 @@ def sentences(calibration: Calibration) -> list[str]:
 def _fit(output: OutputCalibration) -> list[str]:
     fit = output.fit
     if isinstance(fit, Noise):
-        what = f"noise {fit.std:.4g}" if fit.std is not None else f"noise {fit.scale:.3g} times the network's own"
-        return [f"{what}: NLL {fit.nll_before:.4g} -> {fit.nll_after:.4g} (cross-validated)"]
+        return [_noise(fit)]
+    if isinstance(fit, TargetNoises):
+        return [f"number {place}: {_noise(noise)}" for place, noise in enumerate(fit.targets)]
     if fit is None or fit.value == 1.0:
         return []
     return [
@@ -29,12 +30,19 @@ def _fit(output: OutputCalibration) -> list[str]:
     ]
 
 
+def _noise(noise: Noise) -> str:
+    what = f"noise {noise.std:.4g}" if noise.std is not None else f"noise {noise.scale:.3g} times the network's own"
+    return f"{what}: NLL {noise.nll_before:.4g} -> {noise.nll_after:.4g} (cross-validated)"
+
+
 def _sets(output: OutputCalibration, calibration: Calibration) -> list[str]:
     scores = output.conformal
     if scores is None:
         return []
     if scores.kind == "interval":
-        return [f"intervals from {len(scores.scores[0]):,} rows, at a coverage of {100 * calibration.coverage:g}%"]
+        each = f" of each of {len(scores.scores)} numbers by itself" if len(scores.scores) > 1 else ""
+        found = len(scores.scores[0])
+        return [f"intervals{each} from {found:,} rows, at a coverage of {100 * calibration.coverage:g}%"]
     kind = f"{scores.kind.upper()}, by class" if scores.by_class else scores.kind.upper()
     rows = sum(len(part) for part in scores.scores)
     return [f"prediction sets ({kind}) from {rows:,} rows, at a coverage of {100 * calibration.coverage:g}%"]

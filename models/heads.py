@@ -22,6 +22,7 @@ from models.contract import (
     ModelOutput,
     Noise,
     OutputCalibration,
+    TargetNoises,
     Task,
     Temperature,
 )
@@ -107,18 +108,22 @@ class Head:
         return {self.output.prefix + "draws": draws[..., 0], self.output.prefix + "aleatoric_draws": stds}
 
     @property
-    def _noise(self) -> Noise | None:
+    def _noises(self) -> list[Noise]:
+        """Of each number of a row; none where they are not known."""
         fit = self.calibration.fit if self.calibration is not None else None
-        return fit if isinstance(fit, Noise) else None
+        if isinstance(fit, TargetNoises):
+            return fit.targets
+        return [fit] if isinstance(fit, Noise) else []
 
     @property
-    def _noise_std(self) -> float:
-        """Of a noise that is the same for every row."""
-        return (self._noise.std or 0.0) if self._noise is not None else 0.0
+    def _noise_std(self) -> float | list[float]:
+        """Of a noise that is the same for every row; of several numbers a row each one's."""
+        stds = [noise.std or 0.0 for noise in self._noises]
+        return stds if self.output.shape else stds[0]
 
     @property
     def _noise_scale(self) -> float:
-        return 1.0 if self._noise is None else self._noise.scale
+        return self._noises[0].scale if self._noises else 1.0
 
     def moments(self, draws: tf.Tensor, first_draw: tf.Tensor | int | None) -> Moments:
         """Moments of one chunk of the quantity's draws [N, C, ...]; of two classes both are there."""
@@ -140,7 +145,7 @@ class Head:
         enough: there are enough draws for quantiles.
         """
         error = self.standard_error(moments, num_draws)
-        if self.has_noise or self._noise is not None:
+        if self.has_noise or self._noises:
             answers = self._noisy(moments, num_draws, error, enough)
             return {self.output.prefix + name: value for name, value in answers.items()}
         std = statistics.standard_deviation(moments, num_draws)
@@ -187,11 +192,9 @@ class Head:
             aleatoric = tf.sqrt(variance)
         else:
             aleatoric = tf.zeros_like(mean) + self._noise_std
-            stds = aleatoric[:, None]
+            stds = aleatoric[..., None]
         std = tf.sqrt(tf.square(epistemic) + tf.square(aleatoric))
-        lower, upper = statistics.known_tails(
-            first, lambda: mixture.quantiles(first, stds, mean, std, statistics.INTERVAL_LEVELS), enough
-        )
+        lower, upper = self._tails(first, stds, mean, std, enough)
         return {
             "mean": mean,
             "epistemic_std": epistemic,
@@ -202,9 +205,23 @@ class Head:
             "upper": upper,
         }
 
+    def _tails(
+        self, first: tf.Tensor, stds: tf.Tensor, mean: tf.Tensor, std: tf.Tensor, enough: bool
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Quantiles of the mixture, [N]; of several numbers a row [N, D], each as if it were a row."""
+        shape = self.output.shape
+        if shape:
+            first, stds = (tf.reshape(values, [-1, tf.shape(values)[-1]]) for values in (first, stds))
+            mean, std = tf.reshape(mean, [-1]), tf.reshape(std, [-1])
+        ends = statistics.known_tails(
+            first, lambda: mixture.quantiles(first, stds, mean, std, statistics.INTERVAL_LEVELS), enough
+        )
+        lower, upper = (tf.reshape(end, [-1, *shape]) for end in ends) if shape else ends
+        return lower, upper
+
     def decisions(self, answers: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """What follows from the summary by the calibration: prediction sets [N, K] or intervals [N], and whether to
-        abstain [N].
+        """What follows from the summary by the calibration: prediction sets [N, K] or intervals, [N] or [N, D], and
+        whether to abstain [N].
         """
         known, prefix = self.calibration, self.output.prefix
         found: dict[str, tf.Tensor] = {}

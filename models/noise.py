@@ -15,7 +15,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 from sklearn.model_selection import KFold
 
-from models.contract import Noise
+from models.contract import Noise, TargetNoises
 from models.sampling import some
 from models.temperature import FOLDS, MIN_ROWS, usable_rows
 
@@ -39,6 +39,17 @@ def fit(draws: Array, stds: Array | None, targets: Array) -> tuple[Noise | None,
     if stds is None:
         return _constant(draws, targets)
     return _scaled(draws, some(stds, rows).astype(np.float64), targets)
+
+
+def fit_targets(draws: Array, targets: Array) -> tuple[TargetNoises | None, list[str]]:
+    """`fit` of each number of a row by itself. draws: [N, T, D]; targets: [N, D]."""
+    found = [fit(draws[..., place], None, targets[:, place]) for place in range(targets.shape[1])]
+    noises = [noise for noise, _ in found if noise is not None]
+    if not noises:
+        # Too few rows, for all of them.
+        return None, [reason for _, reason in found[:1] if reason is not None]
+    reasons = [f"number {place}: {reason}" for place, (_, reason) in enumerate(found) if reason is not None]
+    return TargetNoises(targets=noises), reasons
 
 
 def nll(draws: Array, stds: Array | float, targets: Array) -> float:

@@ -251,7 +251,7 @@ def _guarantees(manifest: Manifest, output: ModelOutput) -> dict[str, Schema]:
     found: dict[str, Schema] = {}
     if calibrated is not None and calibrated.conformal is not None:
         if calibrated.conformal.kind == "interval":
-            end: Schema = {"type": ["number", "null"], "description": "null: no end"}
+            end = _nested({"type": ["number", "null"], "description": "null: no end"}, output.shape)
             coverage = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
             ends = {"lower": end, "upper": end, "coverage": coverage}
             found["interval"] = _object(ends, list(ends))

@@ -89,7 +89,7 @@ class Reach:
         prefix = self.output.prefix
         if self.scores.kind == "interval":
             std = arrays[f"{prefix}std" if f"{prefix}std" in arrays else f"{prefix}epistemic_std"]
-            lower, upper = interval(arrays[f"{prefix}mean"], std, float(self.thresholds[0]))
+            lower, upper = interval(arrays[f"{prefix}mean"], std, self.thresholds)
             return {f"{prefix}{INTERVAL_LOWER}": lower, f"{prefix}{INTERVAL_UPPER}": upper}
         probabilities = arrays[f"{prefix}probabilities"]
         return {f"{prefix}{PREDICTION_SET}": prediction_set(self.scores.kind, probabilities, self.thresholds)}
@@ -98,9 +98,12 @@ class Reach:
         """What is guaranteed for want of rows, and says nothing."""
         wanted = self.scores.rows_wanted(coverage)
         labels = self.output.labels or [str(index) for index in range(len(self.thresholds))]
-        found = []
+        found: list[str] = []
         for index, (scores, threshold) in enumerate(zip(self.scores.scores, self.thresholds.tolist(), strict=True)):
             if math.isinf(threshold):
+                if self.scores.kind == "interval" and found:
+                    # The numbers of a row have as many calibration rows.
+                    break
                 rows = f"{wanted} calibration rows wanted, there are {len(scores)}"
                 if self.scores.by_class:
                     rows = f"{wanted} calibration rows of {labels[index]!r} wanted, there are {len(scores)}"
@@ -126,12 +129,11 @@ class Coverage:
         """What `apply` sees to."""
         found = []
         for reach in self.outputs:
-            prefix = reach.output.prefix
+            prefix, shape = reach.output.prefix, [None, *reach.output.shape]
             if reach.scores.kind == "interval":
                 ends = (INTERVAL_LOWER, INTERVAL_UPPER)
-                found += [SignatureTensor(name=f"{prefix}{name}", dtype="float32", shape=[None]) for name in ends]
+                found += [SignatureTensor(name=f"{prefix}{name}", dtype="float32", shape=shape) for name in ends]
             else:
-                shape = [None, *reach.output.shape]
                 found.append(SignatureTensor(name=f"{prefix}{PREDICTION_SET}", dtype="bool", shape=shape))
         for output, _ in self.decisions:
             found.append(SignatureTensor(name=f"{output.prefix}{ABSTAIN}", dtype="bool", shape=[None]))
@@ -180,12 +182,14 @@ def cumulative(probabilities: np.ndarray) -> np.ndarray:
     return scores
 
 
-def interval(mean: np.ndarray, std: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Both ends of the interval around the mean, in the target's unit, [N] each; without ends they are infinite."""
-    if math.isinf(threshold):
-        endless = np.full(mean.shape, np.inf, mean.dtype)
-        return -endless, endless
-    reach = np.float32(threshold) * std
+def interval(mean: np.ndarray, std: np.ndarray, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both ends of the interval around the mean, in the target's unit; without ends they are infinite.
+
+    mean, std: float32 [N] with thresholds [1], or [N, D] with [D].
+    """
+    endless = np.isinf(thresholds)
+    # Where there is no deviation, too.
+    reach = thresholds * np.where(endless, np.float32(1), std)
     return mean - reach, mean + reach
 
 

@@ -1,5 +1,7 @@
 """Small Keras networks with fixed random weights that several test modules share."""
 
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 
@@ -75,6 +77,19 @@ def batch_norm_net() -> keras.Model:
     x = keras.layers.Dropout(0.4)(x)
     x = keras.layers.BatchNormalization()(x)
     return scatter(keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x), name="norms"), scale=1.5)
+
+
+def targets_net(places: Sequence[int] = (0, 1, 2)) -> keras.Model:
+    """A regression of three numbers a row, or of some of them, each with the weights that it has among all."""
+    inputs = keras.Input((4,), name="x")
+    hidden = keras.layers.Dropout(0.3)(keras.layers.Dense(8, activation="tanh")(inputs))
+    whole = scatter(keras.Model(inputs, keras.layers.Dense(3, name="targets")(hidden), name="targets"))
+    if list(places) == [0, 1, 2]:
+        return whole
+    some = keras.Model(inputs, keras.layers.Dense(len(places), name="some")(hidden), name="targets")
+    kernel, bias = whole.layers[-1].get_weights()
+    some.layers[-1].set_weights([kernel[:, list(places)], bias[list(places)]])
+    return some
 
 
 def regression_net() -> keras.Model:

@@ -158,18 +158,6 @@ def test_a_regressions_interval_and_abstention_are_what_the_manifest_says(regres
     assert learned.abstention.answered_share == pytest.approx(0.95, abs=0.01)
 
 
-def test_several_numbers_a_row_are_not_calibrated_and_the_manifest_says_so(repository):
-    inputs = keras.Input((4,), name="x")
-    hidden = keras.layers.Dropout(0.3)(keras.layers.Dense(8, activation="tanh")(inputs))
-    model = networks.scatter(keras.Model(inputs, keras.layers.Dense(2, name="pair")(hidden)))
-    x = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
-    rows = KnownRows({"x": x}, [np.zeros((30, 2))])
-    pair = Artifact(publish(model, name="pair", repository=repository, holdout=rows))
-    assert known(pair).warnings == ["not calibrated: a row has several numbers (shape [2])"]
-    assert {"std", "aleatoric_std", "abstain", "interval_lower"}.isdisjoint(pair.sample(x, 30))
-    assert not pair.manifest.outputs[0].has_aleatoric
-
-
 def test_the_coverage_asked_at_packaging_is_the_signatures_own(repository):
     net, settings = networks.tiny_net(), CalibrationSettings(coverage=0.625)
     folder = publish(net, name="narrow", repository=repository, holdout=tiny_rows(), calibration_settings=settings)

@@ -88,9 +88,22 @@ def test_an_interval_is_the_mean_and_so_many_deviations():
     found = sets.at(0.6).apply(arrays)
     np.testing.assert_allclose(found["interval_lower"], [-0.5, -8])
     np.testing.assert_allclose(found["interval_upper"], [2.5, 4])
-    lower, upper = interval(np.zeros(2, np.float32), np.zeros(2, np.float32), math.inf)
+    lower, upper = interval(np.zeros(2, np.float32), np.zeros(2, np.float32), np.array([math.inf], np.float32))
     assert lower.tolist() == [-math.inf] * 2
     assert upper.tolist() == [math.inf] * 2
+
+
+def test_each_of_several_numbers_has_the_interval_of_its_own_scores():
+    pair = ModelOutput(name="pair", task="regression", shape=[2])
+    scores = ConformalScores(kind="interval", scores=[[0.5, 1.0, 1.5, 2.0], [0.1, 0.2, 0.3, 0.4]])
+    sets = PredictionSets(manifest(pair, conformal=scores))
+    arrays = {"mean": np.array([[1, -2]], np.float32), "std": np.array([[1, 0]], np.float32)}
+    for coverage, reach in ((0.6, [1.5, 0.0]), (0.9, [math.inf, math.inf])):
+        found = sets.at(coverage).apply(arrays)
+        np.testing.assert_allclose(found["interval_lower"], arrays["mean"] - [reach])
+        np.testing.assert_allclose(found["interval_upper"], arrays["mean"] + [reach])
+    assert [tensor.shape for tensor in sets.at().tensors] == [[None, 2]] * 2
+    assert sets.at(0.9).warnings == ("coverage 0.9: 9 calibration rows wanted, there are 4; intervals have no ends",)
 
 
 def test_too_few_rows_are_the_full_set_and_are_told():
