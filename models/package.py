@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -60,6 +61,8 @@ def package(
     check_name(name)
     if calibration is None and (asked := calibration_settings.asked):
         raise SettingsError(f"{asked[0]}: found without rows to learn from; wanted --calibration DATA.npz")
+    for label in labels or []:
+        _check_label(label)
     holdout = Holdout.read(calibration) if calibration is not None else None
     try:
         with warnings.catch_warnings():
@@ -72,7 +75,7 @@ def package(
                 task=task,
                 labels=labels,
                 holdout=holdout,
-                description=f"packaged from {path.name}",
+                description=f"packaged from {_shown(path.name)}",
                 num_samples=num_samples,
                 seed=seed,
                 masks=masks,
@@ -84,6 +87,18 @@ def package(
     except Exception as error:
         # The network is a stranger's: whatever it raises while it is traced is a fact about that file.
         raise PackageError(path, f"the network cannot be run as a graph ({_reason(error)})") from error
+
+
+def _check_label(label: str) -> None:
+    try:
+        label.encode()
+    except UnicodeEncodeError as error:
+        raise ArtifactError(f"labels: found {_shown(label)}, which is not UTF-8; wanted text") from error
+
+
+def _shown(name: str) -> str:
+    """A name of the command line, of which bytes that are no UTF-8 stay readable."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def load(path: Path) -> keras.Model:

@@ -101,6 +101,15 @@ def test_a_saved_model_becomes_an_artifact(command, desk, file):
     assert figures["brier"] == pytest.approx(((probabilities - one_hot) ** 2).sum(axis=1).mean(), abs=1e-6)
 
 
+@pytest.mark.parametrize("ending", [".keras", ".h5"])
+def test_a_file_whose_name_is_not_utf8_is_taken(command, desk, tmp_path, ending):
+    path = tmp_path / f"net\udcff{ending}"
+    path.write_bytes((desk / f"net{ending}").read_bytes())
+    code, _, error = command(path, "--name", f"latin{ending}")
+    assert (code, error) == (0, "")
+    assert verify(desk / "artifacts" / f"latin{ending}" / "1").description == f"packaged from net\\xff{ending}"
+
+
 def test_defaults_and_json(command, desk):
     code, output, error = command("net.keras", "--name", "json", "--num-samples", 7, "--seed", -5, "--json")
     assert (code, error) == (0, "")
@@ -765,6 +774,7 @@ def test_code_in_a_file_is_never_run(command, desk):
         (["--labels", "a,b,c,d"], "4 labels given"),
         (["--labels", "a,b,a"], "a label is given twice"),
         (["--labels", "a,,b"], "an empty label"),
+        (["--labels", "a,b\udcff,c"], r"labels: found b\\xff, which is not UTF-8; wanted text"),
         (["--labels", "a,b,c", "--task", "regression"], "a regression has none"),
         (["--task", "clustering"], "clustering"),
         (["--name", "Not Allowed"], "model name 'Not Allowed'"),
