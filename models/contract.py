@@ -70,6 +70,9 @@ QUANTILE_DRAWS = 1000
 # float32. Whoever calls with more rows makes several calls.
 CALL_DRAWN_VALUES = 2**26
 
+# In the place of a class, at a place of a row that has none: it was padded to the others' length.
+NO_CLASS = -1
+
 # Of prediction sets and intervals, where none is asked for.
 DEFAULT_COVERAGE = 0.9
 

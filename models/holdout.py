@@ -18,7 +18,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, mean_squared_error, root_mean_squared_error
 
-from models.contract import ENDS, ArtifactError, ModelInput, ModelOutput
+from models.contract import ENDS, NO_CLASS, ArtifactError, ModelInput, ModelOutput
 from models.sampling import some
 
 Array = NDArray[Any]
@@ -64,8 +64,13 @@ class Holdout:
             raise HoldoutError(path, f"cannot be read ({' '.join(str(error).split())[:200]}); {wanted}") from error
         raise HoldoutError(path, f"holds one array without a name; {wanted}")
 
-    def matched(self, inputs: Sequence[ModelInput], outputs: Sequence[ModelOutput]) -> Rows:
-        """The rows as the network's inputs and outputs want them; raises HoldoutError where they do not fit."""
+    def matched(
+        self, inputs: Sequence[ModelInput], outputs: Sequence[ModelOutput], *, may_be_padded: bool = False
+    ) -> Rows:
+        """The rows as the network's inputs and outputs want them; raises HoldoutError where they do not fit.
+
+        may_be_padded: where a row has a class for each of several places, some of them may have NO_CLASS.
+        """
         columns = self._columns(inputs)
         # An input may be called `y`, too.
         is_plain = len(outputs) == 1 and Y not in columns.values()
@@ -83,10 +88,11 @@ class Holdout:
         if len(sizes) > 1 or sizes == {0}:
             shapes = ", ".join(f"{name} {self.arrays[name].shape}" for name in wanted)
             raise HoldoutError(self.path, f"arrays of the shapes {shapes}; as many rows in each wanted, at least 1")
+        [rows] = sizes
         return Rows(
             {item.name: self._input(item, columns[item.name]) for item in inputs},
             list(outputs),
-            [self._target(output, targets[output.name], *sizes) for output in outputs],
+            [self._target(output, targets[output.name], rows, may_be_padded) for output in outputs],
         )
 
     def inputs(self, inputs: Sequence[ModelInput]) -> dict[str, Array]:
@@ -134,7 +140,7 @@ class Holdout:
             raise HoldoutError(self.path, f"{name}: values beyond {item.dtype} ({dtype.min} to {dtype.max})")
         return array.astype(dtype.as_numpy_dtype)
 
-    def _target(self, output: ModelOutput, name: str, rows: int) -> Array:
+    def _target(self, output: ModelOutput, name: str, rows: int, may_be_padded: bool) -> Array:
         array = self.arrays[name]
         wanted = output.shape[:-1] if output.task == "classification" else output.shape
         if output.task == "classification" and _fits(array, [rows, *output.shape]) and array.dtype.kind in "biuf":
@@ -147,14 +153,14 @@ class Holdout:
                 f"{name}: shape {self.arrays[name].shape} found, {_shape(wanted, rows)} wanted for {rows} rows",
             )
         if output.task == "classification":
-            return self._classes(name, array, output.labels or [])
+            return self._classes(name, array, output.labels or [], may_be_padded and bool(wanted))
         if array.dtype.kind not in "biuf":
             raise HoldoutError(self.path, f"{name}: type {array.dtype} found, numbers wanted")
         self._check_finite(name, array)
         self._check_size(name, array, tf.float32)
         return array.astype(np.float64)
 
-    def _classes(self, name: str, array: Array, labels: list[str]) -> Array:
+    def _classes(self, name: str, array: Array, labels: list[str], may_be_padded: bool) -> Array:
         if array.dtype.kind in "US":
             texts = self._texts(name, array)
             unknown = sorted(set(np.unique(texts).tolist()) - set(labels))
@@ -164,13 +170,15 @@ class Holdout:
         if array.dtype.kind not in "biuf":
             raise HoldoutError(self.path, f"{name}: type {array.dtype} found, class numbers or labels wanted")
         self._check_finite(name, array)
-        wrong = (array < 0) | (array >= len(labels)) | (array != np.floor(array))
+        is_padding = (array == NO_CLASS) & may_be_padded
+        wrong = ((array < 0) | (array >= len(labels)) | (array != np.floor(array))) & ~is_padding
+        padding = f", or {NO_CLASS} for a place that has none" if may_be_padded else ""
         if wrong.any():
             row = int(np.argwhere(wrong)[0][0])
-            raise HoldoutError(
-                self.path,
-                f"{name}: {array[wrong].flat[0]} found in row {row}, whole numbers from 0 to {len(labels) - 1} wanted",
-            )
+            wanted = f"whole numbers from 0 to {len(labels) - 1} wanted{padding}"
+            raise HoldoutError(self.path, f"{name}: {array[wrong].flat[0]} found in row {row}, {wanted}")
+        if is_padding.all():
+            raise HoldoutError(self.path, f"{name}: {NO_CLASS} found at every place, a class at one of them wanted")
         return array.astype(np.int64)
 
     def _from_one_hot(self, name: str, array: Array) -> Array:

@@ -16,6 +16,7 @@ from models.contract import (
     KERAS_FILE,
     MC_DRAWS,
     MC_PREDICT,
+    NO_CLASS,
     NUM_SAMPLES,
     SEED,
     SERVING_DEFAULT,
@@ -51,19 +52,44 @@ class Places:
     shape: tuple[int, ...]
     # [P] numbers of those that are judged, in order; the same ones of every row.
     judged: NDArray[np.int64]
+    # [N, ...] whether a place has a class; where it has none, the row was padded.
+    has_class: NDArray[np.bool_]
 
     @classmethod
     def of(cls, output: ModelOutput, target: Array) -> Places | None:
-        """target: the true classes [N, ...]. None where the output has one class a row, or is no classification."""
+        """None where the output has one class a row, or is no classification.
+
+        target: the true classes [N, ...], NO_CLASS where a row was padded.
+        """
         if not has_places(output):
             return None
-        shape = target.shape[1:]
-        most = min(JUDGED_PLACES, JUDGED_NUMBERS // len(output.labels or "1")) // len(target)
-        return cls(len(target), shape, some(np.arange(int(np.prod(shape, dtype=int))), max(most, 1)))
+        shape, has_class = target.shape[1:], target != NO_CLASS
+        most = max(min(JUDGED_PLACES, JUDGED_NUMBERS // len(output.labels or "1")) // len(target), 1)
+        numbers = np.arange(int(np.prod(shape, dtype=int)))
+        if len(numbers) > most:
+            # Of those that have a class in some row.
+            numbers = some(np.flatnonzero(has_class.reshape(len(target), -1).any(axis=0)), most)
+        return cls(len(target), shape, numbers, has_class)
 
     @property
     def are_all(self) -> bool:
         return len(self.judged) == np.prod(self.shape, dtype=int)
+
+    @property
+    def left_out(self) -> int:
+        """Places of all rows, of those that would be judged, which have no class."""
+        return int((~self.chosen(self.has_class)).sum())
+
+    @property
+    def rows_with_class(self) -> NDArray[np.bool_]:
+        """[N] whether one of the row's places has a class."""
+        return np.asarray(self.has_class.reshape(self.rows, -1).any(axis=1))
+
+    def mean(self, values: Array, first: int) -> Array:
+        """[n] mean over the places that have a class, of the values [n, ...] of rows `first` and on; 0 without any."""
+        has_class = self.has_class[first : first + len(values)].reshape(len(values), -1)
+        total = np.where(has_class, values.reshape(len(values), -1), 0).sum(axis=1)
+        return total / np.maximum(has_class.sum(axis=1), 1)
 
     def chosen(self, values: Array, before: int = 1) -> Array:
         """[N, ..., P, ...] of values with the places' axes behind the first `before`."""
@@ -224,11 +250,11 @@ class Artifact:
         if signature == MC_PREDICT:
             batch = min(batch, drawn_rows(numbers, self.manifest.num_samples))
         parts = []
-        for part in self._parts(inputs, batch):
+        for number, part in enumerate(self._parts(inputs, batch)):
             found = {name: values.numpy() for name, values in self.signatures[signature](**part).items()}
             for output, own in zip(self.manifest.outputs, places, strict=True):
                 if has_places(output):
-                    found = _kept(output, own, found)
+                    found = _kept(output, own, found, number * batch)
             parts.append(found)
         return finite({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
@@ -241,8 +267,9 @@ class Artifact:
             }
 
 
-def _kept(output: ModelOutput, places: Places | None, found: Mapping[str, Array]) -> dict[str, Array]:
-    """The answers [n, ...] of a call, with what is judged of this output's places: all of it would not fit in memory.
+def _kept(output: ModelOutput, places: Places | None, found: Mapping[str, Array], first: int) -> dict[str, Array]:
+    """The answers [n, ...] to rows `first` and on, with what is judged of this output's places: all of it would not fit
+    in memory.
 
     Raises PlacesError.
     """
@@ -254,7 +281,8 @@ def _kept(output: ModelOutput, places: Places | None, found: Mapping[str, Array]
                 raise PlacesError(output.name, (places.rows, *places.shape), (places.rows, *values.shape[1:-1]))
             kept[name] = places.chosen(values)
         elif own in OF_PLACES:
-            kept[name] = values.reshape(len(values), -1).mean(axis=1)
+            flat = values.reshape(len(values), -1)
+            kept[name] = flat.mean(axis=1) if places is None else places.mean(flat, first)
         elif own not in ("probabilities", *NOT_KEPT):
             kept[name] = values
     return kept

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from models import reliability
-from models.contract import DEFAULT_COVERAGE, ModelOutput, OutputCalibration, Temperature
+from models.contract import DEFAULT_COVERAGE, NO_CLASS, ModelOutput, OutputCalibration, Temperature
 from training import outliers, predictive, scores
 from training.artifact_answers import Alone, Answers, Artifact, Places, has_places
 from training.bootstrap import Bounds, intervals
@@ -145,8 +145,13 @@ def _of_places(judged: Judged, rows: int) -> list[str]:
         return []
     count, every = len(judged.places.judged), int(np.prod(judged.places.shape, dtype=int))
     which = f"{every:,} of each row" if count == every else f"{count:,} of {every:,} of each row, at random"
-    found = f"figures are of places: {which}, {rows * count:,} in all"
-    return [f"{found}; intervals are of other rows, not other places, as the places of a row depend on each other"]
+    found, left_out = f"figures are of places: {which}, {rows * count:,} in all", judged.places.left_out
+    if left_out:
+        found += f", of which {left_out:,} have no class (y is {NO_CLASS}) and are left out"
+    said = [f"{found}; intervals are of other rows, not other places, as the places of a row depend on each other"]
+    if left_out and judged.outliers:
+        said.append("of rows unlike these all places count: nobody says which of them were padded")
+    return said
 
 
 def _classification(judged: Judged, answers: Answers, y: Array, held: HeldOut) -> None:
@@ -158,9 +163,14 @@ def _classification(judged: Judged, answers: Answers, y: Array, held: HeldOut) -
         kinds |= {MC: normalised(answers.uncalibrated), CALIBRATED: served}
     if answers.places is not None:
         y = answers.places.chosen(y)
-    per_row = {kind: (class_figures, (values, y)) for kind, values in kinds.items()}
-    rows, y = len(y), y.ravel()
-    kinds, served = {kind: by_answer(values) for kind, values in kinds.items()}, by_answer(served)
+    has_class = y != NO_CLASS
+    # No resample can be made of rows without any.
+    some = has_class.reshape(len(y), -1).any(axis=1)
+    rows = int(some.sum())
+    per_row = {kind: (class_figures, (values[some], y[some])) for kind, values in kinds.items()}
+    every = by_answer(answers.served["probabilities"])[has_class.ravel()]
+    kinds = {kind: by_answer(values)[has_class.ravel()] for kind, values in kinds.items()}
+    served, y = by_answer(served)[has_class.ravel()], y[has_class]
     for kind, probabilities in kinds.items():
         confidence, right = reliability.named(probabilities, y)
         judged.risk[kind] = risk_coverage(1 - confidence, ~right)
@@ -170,9 +180,9 @@ def _classification(judged: Judged, answers: Answers, y: Array, held: HeldOut) -
             **reliability.brier_parts(probabilities, y),
             "sharpness": reliability.mean_entropy(probabilities),
         }
-    _with_intervals(judged, per_row, rows, places=len(y) // rows)
+    _with_intervals(judged, per_row, rows, places=-(-len(y) // rows))
     confidence, right = reliability.named(served, y)
-    sets = _set_sizes(judged, answers.served["probabilities"], y)
+    sets = _set_sizes(judged, every, y)
     own = -np.log(np.clip(served[np.arange(len(y)), y], scores.SMALLEST_PROBABILITY, 1))
     columns = {"accuracy": right, "confidence": confidence, "nll": own, **sets}
     labels = np.array(answers.output.labels or [str(number) for number in range(served.shape[1])], object)
@@ -192,9 +202,12 @@ def _classification(judged: Judged, answers: Answers, y: Array, held: HeldOut) -
 def class_figures(probabilities: Array, y: Array) -> Figures:
     """Those that have intervals; brier is summed over the classes, nll in nats.
 
-    probabilities [N, K] and y [N], or of places [N, P, K] and [N, P], of which each one counts.
+    probabilities [N, K] and y [N], or of places [N, P, K] and [N, P], of which each one counts that has a class.
     """
     probabilities, y = by_answer(probabilities), y.ravel()
+    has_class = y != NO_CLASS
+    if not has_class.all():
+        probabilities, y = probabilities[has_class], y[has_class]
     confidence, right = reliability.named(probabilities, y)
     return {
         **scores.classification(probabilities, y),
@@ -369,13 +382,12 @@ def _count(inputs: Mapping[str, Array]) -> int:
 
 
 def _outliers(answers: Answers, strangers: Mapping[str, Mapping[str, Array]]) -> dict[str, dict[str, Figures]]:
-    prefix, own = answers.output.prefix, answers.served
+    prefix = answers.output.prefix
+    own = {name: values for name, values in answers.served.items() if name in STRANGENESS and values.ndim == 1}
+    if answers.places is not None:
+        own = {name: values[answers.places.rows_with_class] for name, values in own.items()}
     return {
-        kind: {
-            name: outlier_scores(own[name], strange[prefix + name])
-            for name in STRANGENESS
-            if name in own and own[name].ndim == 1
-        }
+        kind: {name: outlier_scores(own[name], strange[prefix + name]) for name in STRANGENESS if name in own}
         for kind, strange in strangers.items()
     }
 

@@ -10,6 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from models.contract import Manifest
+from training.artifact_answers import Places
 from training.assessment import Figures, Group, Judged
 from training.bootstrap import Bounds
 from training.held_out import HeldOut
@@ -56,7 +57,7 @@ def _output(judged: Judged) -> dict[str, Any]:
     places = judged.places
     return {
         "task": judged.output.task,
-        "places": None if places is None else {"shape": list(places.shape), "judged": len(places.judged)},
+        "places": None if places is None else _places(places),
         "answers": kinds,
         "members": {kind: {"mean": means(each), "each": each} for kind, each in judged.members.items()} or None,
         "differences": {
@@ -84,6 +85,10 @@ def _output(judged: Judged) -> dict[str, Any]:
         "outliers": judged.outliers,
         "notes": judged.notes,
     }
+
+
+def _places(places: Places) -> dict[str, Any]:
+    return {"shape": list(places.shape), "judged": len(places.judged), "left_out": places.left_out}
 
 
 def _groups(groups: dict[str, Group], unit: str) -> dict[str, Any]:

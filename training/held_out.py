@@ -46,7 +46,8 @@ class HeldOut:
     described: str
     # [N, ...] by input name.
     inputs: Mapping[str, Array]
-    # One array [N] for each output of the model, in its order: class numbers (int64) or values (float64).
+    # One array [N] for each output of the model, in its order: class numbers (int64) or values (float64). Of several
+    # places in a row [N, ...], some of them NO_CLASS.
     targets: Sequence[Array]
     # The column that makes subgroups, and its values as texts [N].
     subgroup: str | None = None
@@ -301,7 +302,7 @@ def _arrays(data: str, manifest: Manifest, target: str | None, subgroup: str | N
     for option, value in (("--target", target), ("--subgroup", subgroup)):
         if value is not None:
             raise HeldOutError(data, f"{option} is for a table; an .npz file has `y`, and no columns")
-    rows = Holdout.read(Path(data)).matched(manifest.inputs, manifest.outputs)
+    rows = Holdout.read(Path(data)).matched(manifest.inputs, manifest.outputs, may_be_padded=True)
     found = HeldOut(Path(data).name, "", rows.inputs, rows.targets)
     return HeldOut(found.name, f"all {found.rows:,} rows", rows.inputs, rows.targets)
 
