@@ -112,6 +112,7 @@ def load(path: Path) -> keras.Model:
     if not isinstance(model, keras.Model):
         raise PackageError(path, f"holds a {type(model).__name__}; wanted a whole model")
     _refuse_no_numbers(path, model)
+    _refuse_noise_shapes(path, model)
     return _with_free_rows(model)
 
 
@@ -120,6 +121,27 @@ def _refuse_no_numbers(path: Path, model: keras.Model) -> None:
         values = keras.ops.convert_to_numpy(keras.ops.cast(weight, "float32"))
         if np.isnan(values).any():
             raise PackageError(path, f"weight {weight.path!r} holds NaN: training diverged; wanted numbers")
+
+
+def _refuse_noise_shapes(path: Path, model: keras.Model) -> None:
+    """Keras builds such a layer and fails, or answers in another shape, once it drops."""
+    for name, layer in walk(model):
+        noise = getattr(layer, "noise_shape", None)
+        if noise is None:
+            continue
+        # None of a layer that is called outside of a graph, as in a subclassed model.
+        for node in layer._inbound_nodes:
+            found = node.input_tensors[0].shape
+            # A shorter one is broadcast.
+            own = noise[1:] if len(noise) >= len(found) else noise
+            pairs = zip(reversed(own), reversed(found[1:]), strict=False)
+            is_other = any(wanted not in (None, 1) and size not in (None, wanted) for wanted, size in pairs)
+            if len(noise) > len(found) or is_other:
+                raise PackageError(
+                    path,
+                    f"layer {name!r}: noise_shape {tuple(noise)} found for a tensor of shape {tuple(found)}; wanted at "
+                    "most as many axes, each None, 1 or the tensor's own size",
+                )
 
 
 class _Configuration(NamedTuple):

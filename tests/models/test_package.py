@@ -617,6 +617,20 @@ NETWORKS = {
         ),
         "layer 'steps': what drops inside it would drop anew at each step of a free number",
     ),
+    "a noise_shape of more axes than its tensor": (
+        lambda: table(layers.Dropout(0.5, noise_shape=(None, 1, 1, 4), name="drop")),
+        r"odd.keras: layer 'drop': noise_shape \(None, 1, 1, 4\) found for a tensor of shape \(None, 4\); wanted",
+    ),
+    "a shorter noise_shape of another size": (
+        lambda: keras.Sequential(
+            [keras.Input((5, 4)), layers.Dropout(0.5, noise_shape=(3, 4), name="drop"), layers.Dense(1)]
+        ),
+        r"layer 'drop': noise_shape \(3, 4\) found for a tensor of shape \(None, 5, 4\); wanted at most",
+    ),
+    "a noise_shape of another size, in a nested model": (
+        lambda: table(keras.Sequential([layers.AlphaDropout(0.5, noise_shape=(None, 3), name="drop")], name="part")),
+        r"layer 'part/drop': noise_shape \(None, 3\) found for a tensor of shape \(None, 4\); wanted at most",
+    ),
     "Lambda": (
         lambda: table(layers.Dropout(0.5), layers.Lambda(lambda x: x * 2, name="double")),
         "'double' is a Lambda",
