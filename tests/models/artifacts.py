@@ -1,5 +1,6 @@
 """An artifact as any SavedModel runtime sees it, with NumPy arrays in and out."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,12 @@ class Artifact:
         self.folder = folder
         self.manifest = read_manifest(folder)
         self.loaded = tf.saved_model.load(str(folder))
+
+    @property
+    def forms(self) -> dict[tuple[int, int], Any]:
+        """Forms of `mc_predict`, functions by the least and the most rows."""
+        found = {name: re.fullmatch(r"mc_predict_rows_(\d+)_to_(\d+)", name) for name in dir(self.loaded)}
+        return {(int(m[1]), int(m[2])): getattr(self.loaded, name) for name, m in found.items() if m is not None}
 
     def answer(self, signature: str, inputs: Any, **arguments: int) -> dict[str, np.ndarray]:
         """inputs: one array, or arrays by input name; arguments: num_samples, seed."""

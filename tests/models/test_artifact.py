@@ -142,7 +142,7 @@ HARMLESS = {"ReadVariableOp", "StatefulPartitionedCall", "PartitionedCall", "Whi
 
 def operations(artifact: Artifact) -> set[str]:
     """Every operation that any signature, or the adaptive function, can reach."""
-    functions = [*artifact.loaded.signatures.values(), artifact.loaded.mc_adaptive]
+    functions = [*artifact.loaded.signatures.values(), *artifact.forms.values(), artifact.loaded.mc_adaptive]
     found = set()
     for function in functions:
         graph = function.graph.as_graph_def()

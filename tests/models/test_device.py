@@ -34,7 +34,9 @@ def shown(request, tmp_path_factory) -> Artifact:
 
 
 def functions(artifact: Artifact) -> dict[str, tf.types.experimental.ConcreteFunction]:
-    return {**{name: artifact.loaded.signatures[name] for name in SIGNATURES}, MC_ADAPTIVE: artifact.loaded.mc_adaptive}
+    signatures = {name: artifact.loaded.signatures[name] for name in SIGNATURES}
+    forms = {f"{MC_PREDICT} of {least} rows": form for (least, _), form in artifact.forms.items()}
+    return {**signatures, **forms, MC_ADAPTIVE: artifact.loaded.mc_adaptive}
 
 
 def nodes(function) -> Iterator[node_def_pb2.NodeDef]:

@@ -2,9 +2,6 @@
 answer is another for it.
 """
 
-import re
-from typing import Any
-
 import keras
 import numpy as np
 import pytest
@@ -131,12 +128,6 @@ def published(request, tmp_path_factory) -> tuple[keras.Model, Artifact]:
     return model, Artifact(publish(model, name=model.name.replace("_", "-"), repository=folder, num_samples=DRAWS))
 
 
-def forms_of(artifact: Artifact) -> dict[tuple[int, int], Any]:
-    """Functions by the least and the most rows."""
-    found = {name: re.fullmatch(r"mc_predict_rows_(\d+)_to_(\d+)", name) for name in dir(artifact.loaded)}
-    return {(int(m[1]), int(m[2])): getattr(artifact.loaded, name) for name, m in found.items() if m is not None}
-
-
 def rows_of(count: int) -> np.ndarray:
     return RANDOM.normal(size=(count, 13)).astype("float32")
 
@@ -156,7 +147,7 @@ def test_draws_of_these_forms_are_those_of_masks_set_by_hand(published):
 
 def test_each_form_gives_the_answers_of_the_signature(published):
     _, artifact = published
-    forms = forms_of(artifact)
+    forms = artifact.forms
     ends = sorted(forms)
     # From one row on, without a gap.
     assert [least for least, _ in ends] == [1, *(most + 1 for _, most in ends[:-1])]
@@ -176,7 +167,7 @@ def test_answers_of_the_merged_form_are_the_statistics_of_masks_set_by_hand(repo
     model = normalized()
     artifact = Artifact(publish(model, name="merged", repository=repository, num_samples=DRAWS))
     rows = rows_of(MERGED_ROWS)
-    function = forms_of(artifact)[max(forms_of(artifact))]
+    function = artifact.forms[max(artifact.forms)]
     found = function(**artifact.tensors(rows))
     [draws] = Reference(model, artifact.manifest).draws({"row": rows}, DRAWS, seed=0)
     np.testing.assert_allclose(found["probabilities"], draws.mean(axis=1), atol=5e-6)
@@ -218,18 +209,18 @@ def test_masks_of_either_kind_are_merged(repository, masks):
     artifact = Artifact(publish(model, name=f"of-{masks}", repository=repository, num_samples=DRAWS, masks=masks))
     rows = rows_of(MERGED_ROWS)
     expected = artifact.answer("mc_predict", rows)
-    found = forms_of(artifact)[max(forms_of(artifact))](**artifact.tensors(rows))
+    found = artifact.forms[max(artifact.forms)](**artifact.tensors(rows))
     np.testing.assert_allclose(found["probabilities"], expected["probabilities"], atol=2e-6)
     np.testing.assert_allclose(found["std"], expected["std"], atol=2e-6)
 
 
 def test_nothing_is_merged_where_masks_are_not_kept_or_precision_is_half(repository, monkeypatch):
     half = publish(plain(), name="half", repository=repository, num_samples=DRAWS, precision="bfloat16")
-    assert [least for least, _ in forms_of(Artifact(half))] == [1]
+    assert [least for least, _ in Artifact(half).forms] == [1]
     monkeypatch.setattr(engine_module, "KEPT_BYTES", 0)
     none_kept = publish(plain(), name="none-kept", repository=repository, num_samples=DRAWS)
-    assert forms_of(Artifact(none_kept)) == {}
+    assert Artifact(none_kept).forms == {}
 
 
 def test_few_draws_have_no_quantiles_and_no_forms(repository):
-    assert forms_of(Artifact(publish(plain(), name="few", repository=repository, num_samples=10))) == {}
+    assert Artifact(publish(plain(), name="few", repository=repository, num_samples=10)).forms == {}
