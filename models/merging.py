@@ -82,7 +82,9 @@ def sites_of(nodes: Sequence[Any], outputs: Sequence[Any], passed: Mapping[int, 
         return found[0] if len(found) == 1 and id(node.outputs[0]) not in ends else None
 
     def is_dropout(node: Any | None) -> bool:
-        return node is not None and falls_on_units(node.operation) and calls[id(node.operation)] == 1
+        if node is None or not falls_on_units(node.operation) or node.operation.compute_dtype != "float32":
+            return False
+        return calls[id(node.operation)] == 1
 
     found = []
     for node in nodes:
@@ -124,6 +126,8 @@ def _is_flat(symbol: Any) -> bool:
 
 
 def _is_homogeneous(operation: Any) -> bool:
+    if getattr(operation, "compute_dtype", None) != "float32":
+        return False
     if type(operation) is keras.layers.Activation:
         return operation.activation in _HOMOGENEOUS
     return type(operation) is keras.layers.LeakyReLU or (

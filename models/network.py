@@ -481,7 +481,8 @@ class _Walk:
                 tensors.append(value.tensor)
         width = tensors[0].shape[-1] if tensors and tensors[0].shape.rank == 2 else None
         padded = self._network.padded.get(id(node))
-        if padded is not None and width == padded.kernel.shape[0]:
+        # What carries a mask goes on as Keras has it.
+        if padded is not None and width == padded.kernel.shape[0] and _keras_mask(tensors[0]) is None:
             return [_Value(padded(tensors[0]), True)]
         shortcut = self._network.shortcut(node, tensors[0])
         if shortcut is not None:

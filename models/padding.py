@@ -42,7 +42,8 @@ class Padded:
     bias: tf.Variable | None
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        return dense(self.layer, x, tf.convert_to_tensor(self.kernel), self.bias)
+        # Layers before it may compute in another precision.
+        return dense(self.layer, tf.cast(x, tf.float32), tf.convert_to_tensor(self.kernel), self.bias)
 
 
 def dense(layer: keras.layers.Dense, x: tf.Tensor, kernel: tf.Tensor, bias: Any | None) -> tf.Tensor:

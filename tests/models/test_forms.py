@@ -203,6 +203,25 @@ def test_kernels_are_padded_and_merged_for_as_long_as_there_is_room():
     assert padded_names(network_of(wide(most + 12))) == set()
 
 
+def test_layers_of_another_precision_before_and_between_are_honoured(repository):
+    """Their outputs are of 16 bits; none of them is moved into a kernel of 32."""
+    parts = [
+        layers.Dropout(0.2, name="visible", dtype="bfloat16"),
+        layers.Dense(30, activation="relu", name="first"),
+        layers.Dropout(0.4, name="hidden", dtype="bfloat16"),
+        layers.Dense(14, activation="relu", name="second"),
+        layers.Dropout(0.2),
+    ]
+    model = chain(*parts)
+    network = network_of(model)
+    assert padded_names(network) == {"first", "second", "answer"}
+    assert network.merge_sites() == []
+    artifact = Artifact(publish(model, name="mixed", repository=repository, num_samples=DRAWS))
+    rows = rows_of(3)
+    [expected] = Reference(model, artifact.manifest).draws({"row": rows}, 6, seed=1)
+    np.testing.assert_allclose(artifact.draws(rows, 6, seed=1), expected, atol=1e-2)
+
+
 @pytest.mark.parametrize("masks", ["independent", "balanced"])
 def test_masks_of_either_kind_are_merged(repository, masks):
     model = plain()
