@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from models.nodes import is_plain_dense, readers_of
+from models.nodes import ELEMENTWISE, is_plain_dense, readers_of
 from models.padding import dense
 from models.stochastic import Noise, falls_on_units
 
@@ -89,7 +89,8 @@ def sites_of(nodes: Sequence[Any], outputs: Sequence[Any], passed: Mapping[int, 
     found = []
     for node in nodes:
         layer = reader(node) if is_dropout(node) and _is_flat(node.input_tensors[0]) else None
-        if layer is None or not is_plain_dense(layer.operation):
+        # Of all draws at once the activation falls on units of each of them.
+        if layer is None or not is_plain_dense(layer.operation) or layer.operation.activation not in ELEMENTWISE:
             continue
         behind = reader(layer) if layer.operation.activation in _HOMOGENEOUS else None
         while behind is not None and (id(behind) in passed or _is_homogeneous(behind.operation)):

@@ -7,6 +7,13 @@ from typing import Any
 
 import keras
 
+# Activations of each number by itself; softmax is none.
+ELEMENTWISE = (
+    *(None, keras.activations.linear, keras.activations.relu, keras.activations.leaky_relu, keras.activations.elu),
+    *(keras.activations.selu, keras.activations.gelu, keras.activations.silu, keras.activations.tanh),
+    *(keras.activations.sigmoid, keras.activations.softplus),
+)
+
 
 def readers_of(nodes: Sequence[Any]) -> dict[int, list[Any]]:
     """By the id of a symbolic tensor: the nodes that read it."""

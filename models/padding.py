@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from models.folding import Fold
-from models.nodes import is_plain_dense, readers_of
+from models.nodes import ELEMENTWISE, is_plain_dense, readers_of
 from models.stochastic import is_elementwise
 
 # Floats of a vector, of the processors that have the longest.
@@ -24,12 +24,6 @@ _VECTOR = 16
 _MOST_ADDED = 1.35
 # Bytes of padded kernels in an artifact at most.
 PADDED_BYTES = 2 * 2**20
-
-_ELEMENTWISE = (
-    *(None, keras.activations.linear, keras.activations.relu, keras.activations.leaky_relu, keras.activations.elu),
-    *(keras.activations.selu, keras.activations.gelu, keras.activations.silu, keras.activations.tanh),
-    *(keras.activations.sigmoid, keras.activations.softplus),
-)
 
 
 @dataclass(frozen=True)
@@ -101,7 +95,7 @@ def _gains(node: Any, drawn: set[int]) -> bool:
         return False
     units = node.operation.units
     width = -(-units // _VECTOR) * _VECTOR
-    return units < width <= units * _MOST_ADDED and node.operation.activation in _ELEMENTWISE
+    return units < width <= units * _MOST_ADDED and node.operation.activation in ELEMENTWISE
 
 
 def _chain(
@@ -128,7 +122,7 @@ def _chain(
 
 def _is_activation(operation: Any) -> bool:
     if type(operation) is keras.layers.Activation:
-        return operation.activation in _ELEMENTWISE
+        return operation.activation in ELEMENTWISE
     return type(operation) in (keras.layers.ReLU, keras.layers.LeakyReLU, keras.layers.ELU)
 
 

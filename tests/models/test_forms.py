@@ -66,6 +66,17 @@ def bent() -> keras.Model:
     )
 
 
+def over_units() -> keras.Model:
+    """Softmax is of all units of one draw."""
+    return chain(
+        layers.Dropout(0.2, name="visible"),
+        layers.Dense(60, activation="softmax", name="first"),
+        layers.Dropout(0.3),
+        layers.Dense(44, activation="relu", name="second"),
+        layers.Dropout(0.3),
+    )
+
+
 def deep_in() -> keras.Model:
     """Layers before the first dropout, a nested model behind it, a branch around it."""
     parts = [keras.Input((28,)), layers.Dropout(0.3), layers.Dense(15, activation="relu", name="inside")]
@@ -91,6 +102,7 @@ EXPECTED = {
     plain: ({"first", "second", "answer"}, {"first": ["visible", "hidden"]}),
     normalized: ({"first", "second", "answer"}, {"first": ["visible", "hidden"]}),
     bent: ({"first", "second", "third", "answer"}, {"first": ["visible"]}),
+    over_units: ({"second", "answer"}, {}),
     deep_in: (set(), {"first": ["visible"], "joined": ["other"]}),
     shared: ({"first", "answer"}, {}),
 }
@@ -112,7 +124,7 @@ def test_what_is_padded_and_merged(build):
     for layer in network.padded.values():
         inputs, units = layer.kernel.shape
         # The first layer reads the rows as they are, the last one gives the answer as it is.
-        assert inputs % 16 == 0 or layer.layer.name == "first"
+        assert inputs % 16 == 0 or layer.layer.name in ("first", "second")
         assert units % 16 == 0 or layer.layer.name == "answer"
     found = {
         site.dense.operation.name: [node.operation.name for node in (site.before, site.behind) if node is not None]
