@@ -55,16 +55,18 @@ ENGINE = """
 import json, sys, time
 from pathlib import Path
 import numpy as np
+from models.contract import drawing
 from serving.runtime import Model
 from serving.scoring.scorer import CALL_ROW_DRAWS
 folder, draws, seconds, data = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), np.load(sys.argv[4])
 model = Model.load(Path(folder))
 rows = CALL_ROW_DRAWS // draws
-asked = {"features": data[:rows], "num_samples": draws, "seed": 0}
-model.run("mc_sample", asked)
+signature, scalars = drawing(model.manifest, draws, 0)
+asked = {"features": data[:rows], **scalars}
+model.run(signature, asked)
 begin, cpu, calls = time.perf_counter(), time.process_time(), 0
 while time.perf_counter() - begin < seconds:
-    model.run("mc_sample", asked)
+    model.run(signature, asked)
     calls += 1
 wall, cpu = time.perf_counter() - begin, time.process_time() - cpu
 print(json.dumps({"wall": calls * rows / wall, "cpu": calls * rows / cpu}))

@@ -492,6 +492,16 @@ def version_number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) <= _VERSION_DIGITS else None
 
 
+def drawing(manifest: Manifest, num_samples: int, seed: int) -> tuple[str, dict[str, int]]:
+    """The signature that gives so many draws of this seed, and what it takes beside the inputs.
+
+    For an artifact's own defaults `mc_predict`: the answer of `mc_sample`, faster, as their masks are kept.
+    """
+    if (num_samples, seed) == (manifest.num_samples, manifest.seed):
+        return MC_PREDICT, {}
+    return MC_SAMPLE, {NUM_SAMPLES: num_samples, SEED: seed}
+
+
 def drawn_rows(draw_values: int, num_samples: int) -> int:
     """Rows of one call of the draws' signatures at most, of so many values a draw."""
     return max(CALL_DRAWN_VALUES // (draw_values * min(num_samples, QUANTILE_DRAWS)), 1)

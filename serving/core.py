@@ -273,11 +273,8 @@ class Core:
 
     def _sample(self, model: Model, inputs: Arrays, num_samples: int, seed: int) -> asyncio.Future[Outputs]:
         self._check_rows(inputs, num_samples)
-        if (num_samples, seed) == (model.manifest.num_samples, model.manifest.seed):
-            # The same answer, faster: the artifact keeps the masks of its defaults.
-            return self._submit(Call(model, contract.MC_PREDICT, draws=num_samples), inputs)
-        scalars = ((contract.NUM_SAMPLES, num_samples), (contract.SEED, seed))
-        return self._submit(Call(model, contract.MC_SAMPLE, scalars, num_samples), inputs)
+        function, scalars = contract.drawing(model.manifest, num_samples, seed)
+        return self._submit(Call(model, function, tuple(scalars.items()), num_samples), inputs)
 
     async def _adapt(
         self, model: Model, inputs: Arrays, seed: int, tolerance: float, max_samples: int

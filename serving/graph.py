@@ -11,6 +11,7 @@ import functools
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,7 +69,7 @@ class Graph:
             meta = v1.saved_model.load(self._session, [tf.saved_model.SERVING], str(folder))
             captured = _captured_tensors(graph, meta)
             adaptive = _call(meta, captured, contract.MC_ADAPTIVE)
-            forms = {bounds: _call(meta, captured, name) for bounds, name in _forms(meta).items()}
+            forms = [(most, _call(meta, captured, name)) for (_, most), name in sorted(_forms(meta).items())]
         self.signature_defs: dict[str, Any] = dict(meta.signature_def)
         """The SavedModel's own description of its signatures, SignatureDef messages by name."""
         signatures = {name: meta.signature_def[name] for name in contract.SIGNATURES}
@@ -81,15 +82,18 @@ class Graph:
             for name, signature in signatures.items()
         }
         tensors[contract.MC_ADAPTIVE] = adaptive
-        self._functions: dict[str, Callable[[Mapping[str, Any]], Arrays]] = {
-            name: _Function(self._session, *tensors[name]) for name in functions
-        }
+        self._functions: dict[str, Callable[[Mapping[str, Any]], Arrays]] = {}
         self.form_rows: list[int] = []
         """A number of rows for each form of `mc_predict` that is chosen by it, ascending."""
-        if forms and contract.MC_PREDICT in functions:
-            by_rows = [(most, _Function(self._session, *tensors)) for (_, most), tensors in sorted(forms.items())]
-            self._functions[contract.MC_PREDICT] = _ByRows(by_rows, self._functions[contract.MC_PREDICT])
-            self.form_rows = [*(least for least, _ in sorted(forms)), by_rows[-1][0] + 1]
+        for name in functions:
+            if name == contract.MC_PREDICT and forms:
+                own = [(most, _Function(self._session, *of_form)) for most, of_form in forms]
+                # With a form for many rows more of them are several calls: faster than the signature's loop over draws.
+                rest = None if len(own) > 1 else _Function(self._session, *tensors[name])
+                self._functions[name] = _ByRows(own, rest)
+                self.form_rows = [1, own[0][0] + 1]
+            else:
+                self._functions[name] = _Function(self._session, *tensors[name])
 
     def run(self, function: str, arguments: Mapping[str, Any]) -> Arrays:
         """Call a function with arrays and scalars by name; returns every output as an array.
@@ -123,22 +127,26 @@ class _Function:
 
 
 class _ByRows:
-    """One function in several forms, each for no more rows than its bound."""
+    """One function in several forms, each for no more rows than its bound; beyond, `rest`, or several calls."""
 
-    def __init__(
-        self,
-        forms: Sequence[tuple[int, Callable[[Mapping[str, Any]], Arrays]]],
-        rest: Callable[[Mapping[str, Any]], Arrays],
-    ) -> None:
+    def __init__(self, forms: Sequence[tuple[int, _Function]], rest: _Function | None) -> None:
         self._forms = forms
         self._rest = rest
 
     def __call__(self, arguments: Mapping[str, Any]) -> Arrays:
         rows = len(next(iter(arguments.values())))
         for most, function in self._forms:
-            if 0 < rows <= most:
+            if rows <= most:
                 return function(arguments)
-        return self._rest(arguments)
+        if self._rest is not None:
+            return self._rest(arguments)
+        most, function = self._forms[-1]
+        calls = -(-rows // most)
+        ends = [rows * call // calls for call in range(calls + 1)]
+        parts = [
+            function({name: values[begin:end] for name, values in arguments.items()}) for begin, end in pairwise(ends)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _callable(session: Any, feeds: list[Any], fetches: list[Any]) -> Callable[..., list[np.ndarray]]:

@@ -182,8 +182,10 @@ class Model:
             contract.TOLERANCE: np.float32(1.0),
             contract.MAX_SAMPLES: np.int32(self.manifest.num_samples),
         }
-        if contract.MC_SAMPLE in functions:
-            drawn = self.run(contract.MC_SAMPLE, {**self.warmup_inputs(1), **settings})
+        sampling: dict[str, dict[str, Any]] = {contract.MC_SAMPLE: settings, contract.MC_PREDICT: {}}
+        sampled = next((name for name in sampling if name in functions), None)
+        if sampled is not None:
+            drawn = self.run(sampled, {**self.warmup_inputs(1), **sampling[sampled]})
             means = (
                 f"{output.prefix}{'mean' if output.task == 'regression' else 'probabilities'}"
                 for output in self.manifest.outputs

@@ -188,7 +188,7 @@ def load_scorer(artifact: Path, form: Form) -> Scorer:
     from serving.runtime import Model
 
     prepare_device("auto")
-    return Scorer(Model.load(artifact, (contract.MC_SAMPLE,)), form)
+    return Scorer(Model.load(artifact, (form.signature,)), form)
 
 
 Advance = Callable[[int], Any]

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from models.contract import MC_SAMPLE, NUM_SAMPLES, SEED, Manifest
+from models.contract import MC_SAMPLE, Manifest, drawing
 from serving.errors import InvalidRequest
 from serving.prediction_sets import NO_SCORES, PredictionSets
 from serving.scoring.columns import PROBABILITIES, AnswerColumns, Arrays
@@ -65,6 +65,8 @@ class Form:
         Raises ScoreError where the columns, or the coverage, do not fit the model.
         """
         self.settings = settings
+        # The signature that answers, and what it takes beside the inputs.
+        self.signature, self.scalars = drawing(manifest, settings.num_samples, settings.seed)
         self.reader = RowReader(manifest, columns, place, is_text=is_text)
         coverage = PredictionSets(manifest).at(settings.coverage)
         if settings.coverage is not None and not coverage.outputs:
@@ -124,9 +126,8 @@ class Scorer:
         self, rows: np.ndarray, inputs: Arrays, places: list[np.ndarray], answers: list[Arrays], reasons: dict[int, str]
     ) -> None:
         """Call the graph; where it refuses the values (an index outside of a table, say), find the rows it means."""
-        settings = {NUM_SAMPLES: np.int32(self.form.settings.num_samples), SEED: np.int64(self.form.settings.seed)}
         try:
-            arrays = self._model.run(MC_SAMPLE, {**inputs, **settings})
+            arrays = self._model.run(self.form.signature, {**inputs, **self.form.scalars})
         except InvalidRequest as error:
             if len(rows) == 1:
                 reasons[int(rows[0])] = str(error)
