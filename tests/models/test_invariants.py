@@ -171,7 +171,7 @@ def test_kept_masks_equal_the_drawn_ones_bit_for_bit(sonar):
     for kept, (layer, units, rate) in zip(
         sonar.loaded.kept_masks, [(0, 60, 0.2), (1, 60, 0.3), (2, 30, 0.3)], strict=True
     ):
-        values, added = np.split(kept.numpy().reshape(len(kept), -1), [units], axis=1)
+        values, added = np.split(kept.numpy(), [units], axis=1)
         assert not added.any()
         assert len(values) == engine.KEPT_DRAWS
         expected = oracle.kept(0, oracle.stream(layer), range(len(values)), (units,), rate)
