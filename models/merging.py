@@ -17,8 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from models.nodes import ELEMENTWISE, is_plain_dense, readers_of
-from models.padding import dense
+from models.dense import ELEMENTWISE, dense, is_plain_dense, readers_of
 from models.stochastic import Noise, falls_on_units
 
 # Bytes of merged kernels in an artifact at most: what a core's cache holds beside the rows.

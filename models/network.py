@@ -15,10 +15,11 @@ import keras
 import tensorflow as tf
 
 from models.contract import ArtifactError, Precision, StochasticLayer
+from models.dense import dense
 from models.folding import Fold, folds_of
 from models.members import member_symbols, share_streams
 from models.merging import Merged, Site, sites_of
-from models.padding import Padded, dense, padded_layers
+from models.padding import Padded, padded_layers
 from models.stochastic import Draws, attach, drawing, has_drawn, is_elementwise, walk
 
 # A tensor's place: the chain of nested-model calls that leads to it, and its symbolic tensor there.

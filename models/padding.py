@@ -14,8 +14,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from models.dense import ELEMENTWISE, dense, is_plain_dense, readers_of
 from models.folding import Fold
-from models.nodes import ELEMENTWISE, is_plain_dense, readers_of
 from models.stochastic import is_elementwise
 
 # Floats of a vector, of the processors that have the longest.
@@ -38,21 +38,6 @@ class Padded:
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         # Layers before it may compute in another precision.
         return dense(self.layer, tf.cast(x, tf.float32), tf.convert_to_tensor(self.kernel), self.bias)
-
-
-def dense(layer: keras.layers.Dense, x: tf.Tensor, kernel: tf.Tensor, bias: Any | None) -> tf.Tensor:
-    """The layer of rows [N, inputs] with another kernel and bias.
-
-    One unit is a dot product, for which general matrix kernels are slow: (kernel' x')' takes a third of the time of
-    x kernel on CPUs, rows in the thousands.
-    """
-    if kernel.shape[-1] == 1:
-        outputs = tf.matmul(kernel, x, transpose_a=True, transpose_b=True)
-        outputs = tf.reshape(outputs if bias is None else outputs + bias, [-1, 1])
-    else:
-        outputs = tf.matmul(x, kernel)
-        outputs = outputs if bias is None else tf.nn.bias_add(outputs, bias)
-    return outputs if layer.activation is None else layer.activation(outputs)
 
 
 def padded_layers(
