@@ -351,7 +351,7 @@ class Engine:
         [N, C, ...].
         """
         members = self.network.members
-        noises = [noise for noise in self.noises if merged is None or noise.layer not in merged.layers]
+        noises = [noise for noise in self.noises if merged is None or noise.layer not in merged.site.layers]
 
         def suffix(*arguments: tf.Tensor) -> list[tf.Tensor]:
             *given, count = arguments
@@ -507,7 +507,9 @@ class Engine:
         if merged is None:
             quantities = self._suffix_of(prefix, 0, count, noise, self.seed)
         else:
-            own = [array for known, array in zip(self.noises, noise, strict=True) if known.layer not in merged.layers]
+            own = [
+                array for known, array in zip(self.noises, noise, strict=True) if known.layer not in merged.site.layers
+            ]
             quantities = self._merged_suffix(*prefix, *own, tf.convert_to_tensor(count))
         # Nothing to cut where there are no more draws than quantiles take.
         cut = 0 if self.kept_draws > QUANTILE_DRAWS else None

@@ -55,11 +55,6 @@ class Merged:
     bias: tf.Variable
 
     @property
-    def layers(self) -> list[int]:
-        """The numbers of the layers whose masks are in the kernel."""
-        return self.site.layers
-
-    @property
     def variables(self) -> list[tf.Variable]:
         return [self.kernel, self.bias]
 

@@ -59,9 +59,9 @@ def padded_layers(
         widths: dict[int, int] = {}
         used: list[Any] = []
         for node in nodes:
-            width = -(-node.outputs[0].shape[-1] // _VECTOR) * _VECTOR if _gains(node, drawn) else 0
-            chain = _chain(node, readers, ends, absorbed) if width else None
-            if chain is None:
+            width = _gainful_width(node, drawn)
+            chain = None if width is None else _chain(node, readers, ends, absorbed)
+            if width is None or chain is None:
                 continue
             symbols, takers = chain
             size = 4 * width * (node.operation.kernel.shape[0] + sum(taker.operation.units for taker in takers))
@@ -75,12 +75,13 @@ def padded_layers(
     return found
 
 
-def _gains(node: Any, drawn: set[int]) -> bool:
+def _gainful_width(node: Any, drawn: set[int]) -> int | None:
+    """The layer's units, padded; None where nothing is gained."""
     if not is_plain_dense(node.operation) or id(node.outputs[0]) not in drawn or len(node.outputs[0].shape) != 2:
-        return False
+        return None
     units = node.operation.units
     width = -(-units // _VECTOR) * _VECTOR
-    return units < width <= units * _MOST_ADDED and node.operation.activation in ELEMENTWISE
+    return width if units < width <= units * _MOST_ADDED and node.operation.activation in ELEMENTWISE else None
 
 
 def _chain(
