@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +24,10 @@ from serving.graph import Arrays, Graph, first_line
 from serving.instances import InstanceReader
 from serving.prediction_sets import PredictionSets, needed
 
-# Rows of the warm-up calls: one, as most requests have, and a batch, which may take another kernel.
-WARMUP_ROWS = (1, 16)
+# Rows of the warm-up calls: one, as most requests have, and batches, which may take other kernels and cost less a row.
+WARMUP_ROWS = (1, 16, 64)
+# Larger batches are not tried when a call takes so long, in seconds: what they cost is seen by then.
+WARMUP_ENOUGH_S = 0.005
 # Calls whose fastest run is taken as the cost of a call.
 WARMUP_REPEATS = 3
 
@@ -191,9 +193,9 @@ class Model:
                 for output in self.manifest.outputs
             )
             self.mean_values = max(sum(drawn[name].size for name in means), 1)
-        one, several = WARMUP_ROWS
         # Of large maps, no more than a call may have.
-        several = max(one + 1, min(several, contract.drawn_rows(self.mean_values, self.manifest.num_samples)))
+        most = max(2, contract.drawn_rows(self.mean_values, self.manifest.num_samples))
+        sizes = sorted({min(rows, most) for rows in WARMUP_ROWS})
         for function, scalars, draws in (
             (contract.SERVING_DEFAULT, {}, 1),
             (contract.MC_SAMPLE, settings, self.manifest.num_samples),
@@ -206,12 +208,21 @@ class Model:
             if function == contract.MC_PREDICT:
                 for rows in self._graph.form_rows:
                     self.run(function, self.warmup_inputs(rows))
-            seconds = [self._measure(function, {**self.warmup_inputs(rows), **scalars}) for rows in (one, several)]
-            variable = max(0.0, (seconds[1] - seconds[0]) / ((several - one) * draws))
-            self.costs[function] = Cost(fixed=max(0.0, seconds[0] - variable * draws), variable=variable)
+            self.costs[function] = self._cost(function, scalars, sizes, draws)
         if contract.MC_DRAWS in functions:
             drawn = self.run(contract.MC_DRAWS, {**self.warmup_inputs(1), **settings})
             self.draw_values = sum(values.size for values in drawn.values()) // self.manifest.num_samples
+
+    def _cost(self, function: str, scalars: Mapping[str, Any], sizes: Sequence[int], draws: int) -> Cost:
+        """A line through the two largest batches that are tried."""
+        points: list[tuple[int, float]] = []
+        for rows in sizes:
+            points.append((rows * draws, self._measure(function, {**self.warmup_inputs(rows), **scalars})))
+            if len(points) > 1 and points[-1][1] > WARMUP_ENOUGH_S:
+                break
+        (few, less), (many, more) = points[-2:]
+        variable = max(0.0, (more - less) / (many - few))
+        return Cost(fixed=max(0.0, less - variable * few), variable=variable)
 
     def _measure(self, function: str, arguments: Mapping[str, Any]) -> float:
         """Seconds of the fastest of a few calls, after one that is not counted."""
