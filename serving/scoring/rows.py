@@ -26,7 +26,7 @@ Arrays = dict[str, np.ndarray]
 
 # What text may be read as a value of a type: JSON's forms, and what libraries write for a truth or a missing number.
 _FORMS = {
-    pa.float64(): r"^\s*(-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|nan|NaN)\s*$",
+    pa.float64(): r"^\s*[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|(?i:nan))\s*$",
     pa.int64(): r"^\s*-?\d{1,18}\s*$",
     pa.bool_(): r"^\s*(true|false|True|False|TRUE|FALSE|0|1)\s*$",
 }
@@ -108,26 +108,33 @@ class RowReader:
         return []
 
     def _read_table(self, batch: pa.RecordBatch) -> tuple[list[Readable], dict[int, str]]:
-        bad = np.zeros(batch.num_rows, bool)
+        bad = np.zeros([len(self._columns), batch.num_rows], bool)
+        read: list[np.ndarray] = []
         arrays: Arrays = {}
         if self._is_matrix:
             first = self._columns[0]
             arrays[first.input] = np.empty([batch.num_rows, len(self._columns)], first.dtype)
         for place, column in enumerate(self._columns):
-            values, unfit = _read_column(batch.column(column.name), column)
-            bad |= unfit
+            values, bad[place] = _read_column(batch.column(column.name), column)
+            read.append(values)
             if self._is_matrix:
                 arrays[column.input][:, place] = values
             else:
                 arrays[column.input] = values
-        reasons = {int(row): self._reason(batch, int(row)) for row in np.flatnonzero(bad)}
-        places = np.flatnonzero(~bad)
+        is_bad = bad.any(axis=0)
+        reasons = {int(row): self._reason(batch, read, bad, int(row)) for row in np.flatnonzero(is_bad)}
+        places = np.flatnonzero(~is_bad)
         if reasons:
             arrays = {name: array[places] for name, array in arrays.items()}
         return ([Readable(places, arrays)] if len(places) else []), reasons
 
-    def _reason(self, batch: pa.RecordBatch, row: int) -> str:
-        values = [self._value(batch, column, row) for column in self._columns]
+    def _reason(self, batch: pa.RecordBatch, read: list[np.ndarray], bad: np.ndarray, row: int) -> str:
+        """read: the columns' values [N]; bad [columns, N]: which of them could not be taken."""
+        values = [
+            # As it was read, where it was: JSON has not all forms of a number or of what is missing that files have.
+            self._value(batch, column, row) if unfit else _taken(taken[row], column)
+            for column, taken, unfit in zip(self._columns, read, bad[:, row], strict=True)
+        ]
         instance = {self._columns[0].input: values} if self._is_matrix else values
         try:
             self._reader.read([instance])
@@ -136,11 +143,8 @@ class RowReader:
         return f"a value out of range, wanted the types of {choices(column.name for column in self._columns)}"
 
     def _value(self, batch: pa.RecordBatch, column: _Column, row: int) -> Any:
-        """As JSON has it, whose truths are no 0 and 1."""
         is_text = self._is_text and column.dtype.kind != "O"
-        value = _json_value(batch.column(column.name)[row].as_py(), is_text=is_text)
-        is_truth = column.is_boolean_number or column.dtype.kind == "b"
-        return bool(value) if is_truth and isinstance(value, int | float) and value in (0, 1) else value
+        return _json_value(batch.column(column.name)[row].as_py(), is_text=is_text)
 
     def _words(self, error: InvalidInstance) -> str:
         feature = "" if error.feature is None else f"feature {json.dumps(self._shown(error.feature))}: "
@@ -279,6 +283,15 @@ def _fits_json(found: pa.DataType) -> bool:
         or pa.types.is_boolean(found)
         or pa.types.is_null(found)
     )
+
+
+def _taken(value: Any, column: _Column) -> Any:
+    """A value that `_read_column` took, as JSON has it, whose truths are no 0 and 1."""
+    if column.is_category:
+        return value or None
+    if column.dtype.kind == "f" and np.isnan(value):
+        return None
+    return bool(value) if column.is_boolean_number else value if column.dtype.kind == "O" else value.item()
 
 
 def _json_value(value: Any, *, is_text: bool) -> Any:

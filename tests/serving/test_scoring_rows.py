@@ -115,6 +115,23 @@ def test_text_for_a_missing_number_is_what_it_is_to_training(text):
     assert list(reasons) == [0]
 
 
+@pytest.mark.parametrize("text", ["+3", "+.5", "3.", "1E+5", "NAN", "-nan", " 3 "])
+def test_a_number_is_one_whatever_stands_in_other_rows(text):
+    row = {"age": text, "visits": "3", "member": "true", "town": "Bern", "smokes": "0"}
+    batch = pa.RecordBatch.from_pylist([row, row | {"age": "old"}])
+    [found], reasons = RowReader(manifest(nullable=True), batch.schema, "file", is_text=True).read(batch)
+    np.testing.assert_array_equal(found.inputs["age"], [np.float32(text)])
+    assert list(reasons) == [1]
+
+
+@pytest.mark.parametrize("text", ["NA", "+3", ".5", "1."])
+def test_a_row_is_refused_for_the_value_that_is_none(text):
+    row = {"age": text, "visits": "3", "member": "maybe", "town": "Bern", "smokes": "NA"}
+    batch = pa.RecordBatch.from_pylist([row])
+    _, reasons = RowReader(manifest(nullable=True), batch.schema, "file", is_text=True).read(batch)
+    assert reasons == {0: 'feature "member": found "maybe", wanted true or false'}
+
+
 @pytest.mark.parametrize("text", ["1,5", "1_000", "0x10", "one", "--1", "1e", "True", "[1]", "1 2"])
 def test_text_that_is_no_number_is_refused(text):
     row = {"age": text, "visits": text, "member": "true", "town": "Bern", "smokes": "0"}
