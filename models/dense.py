@@ -35,6 +35,11 @@ def is_plain_dense(operation: Any) -> bool:
     )
 
 
+def carries_mask(symbol: Any) -> bool:
+    """Whether Keras hands a sequence mask on with the tensor; layers that read it are Keras's to run."""
+    return getattr(symbol, "_keras_mask", None) is not None
+
+
 def dense(layer: keras.layers.Dense, x: tf.Tensor, kernel: tf.Tensor, bias: Any | None) -> tf.Tensor:
     """The layer of rows [N, inputs] with another kernel and bias.
 

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from models.dense import ELEMENTWISE, dense, is_plain_dense, readers_of
+from models.dense import ELEMENTWISE, carries_mask, dense, is_plain_dense, readers_of
 from models.stochastic import Noise, falls_on_units
 
 # Bytes of merged kernels in an artifact at most: what a core's cache holds beside the rows.
@@ -60,6 +60,8 @@ class Merged:
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         """The layer's outputs for every draw, folded: [rows, inputs] -> [rows * draws, units]."""
+        # The dropout that it makes up for would have cast them.
+        x = tf.cast(x, tf.float32)
         outputs = dense(self.site.dense.operation, x, tf.convert_to_tensor(self.kernel), self.bias)
         return tf.reshape(outputs, [-1, self.units])
 
@@ -76,7 +78,12 @@ def sites_of(nodes: Sequence[Any], outputs: Sequence[Any], passed: Mapping[int, 
         return found[0] if len(found) == 1 and id(node.outputs[0]) not in ends else None
 
     def is_dropout(node: Any | None) -> bool:
-        if node is None or not falls_on_units(node.operation) or node.operation.compute_dtype != "float32":
+        if (
+            node is None
+            or carries_mask(node.input_tensors[0])
+            or not falls_on_units(node.operation)
+            or node.operation.compute_dtype != "float32"
+        ):
             return False
         return calls[id(node.operation)] == 1
 

@@ -234,6 +234,43 @@ def test_layers_of_another_precision_before_and_between_are_honoured(repository)
     np.testing.assert_allclose(artifact.draws(rows, 6, seed=1), expected, atol=1e-2)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float16"])
+def test_inputs_of_another_precision_are_merged_as_the_dropout_would_have_cast_them(repository, dtype):
+    parts = [layers.Dropout(0.2), layers.Dense(16, activation="relu"), layers.Dropout(0.4)]
+    row = keras.Input((13,), dtype=dtype, name="row")
+    hidden = row
+    for part in parts:
+        hidden = part(hidden)
+    model = keras.Model(row, layers.Dense(3, activation="softmax", name="answer")(hidden))
+    artifact = Artifact(publish(model, name=dtype, repository=repository, num_samples=DRAWS))
+    rows = rows_of(MERGED_ROWS).astype(dtype)
+    expected = artifact.answer("mc_predict", rows)
+    found = artifact.forms[max(artifact.forms)](row=tf.constant(rows))
+    np.testing.assert_allclose(found["std"], expected["std"], atol=2e-6)
+    [draws] = Reference(model, artifact.manifest).draws({"row": rows}, 6, seed=1)
+    np.testing.assert_allclose(artifact.draws(rows, 6, seed=1), draws, atol=2e-6)
+
+
+def test_layers_that_hand_a_mask_on_are_neither_padded_nor_merged(repository):
+    """Keras hands the mask on with the rows, so that it runs these layers itself."""
+    model = chain(
+        layers.Dense(20),
+        layers.Masking(),
+        layers.Dropout(0.3),
+        layers.Dense(30, activation="relu", name="first"),
+        layers.Dropout(0.4),
+        layers.Dense(30, activation="relu", name="second"),
+        layers.Dropout(0.4),
+    )
+    network = network_of(model)
+    assert padded_names(network) == set()
+    assert network.merge_sites() == []
+    artifact = Artifact(publish(model, name="handed-on", repository=repository, num_samples=DRAWS))
+    rows = rows_of(3)
+    [expected] = Reference(model, artifact.manifest).draws({"row": rows}, 6, seed=1)
+    np.testing.assert_allclose(artifact.draws(rows, 6, seed=1), expected, atol=2e-6)
+
+
 @pytest.mark.parametrize("masks", ["independent", "balanced"])
 def test_masks_of_either_kind_are_merged(repository, masks):
     model = plain()
