@@ -403,12 +403,16 @@ def _check_spread(path: Path, name: str, numbers: NDArray[np.float32]) -> None:
 
 def as_texts(column: Any) -> NDArray[Any]:
     """Texts [N] as Python's, one object for each different one; "" for what is missing."""
+    if pa.types.is_float16(column.type):
+        # For which Arrow has no functions.
+        column = column.cast(pa.float32())
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), None, column)
         is_whole = pc.and_(pc.equal(column, pc.floor(column)), pc.less(pc.abs(column), 2.0**63))
-        if pc.all(is_whole).as_py():
-            # 1000000 and not 1e+06: whole numbers are floats where one is missing.
-            column = column.cast(pa.int64(), safe=False)
+        # 10000000000 and not 1e+10: whole numbers are floats where one is missing. Each value by itself, as `score` has
+        # no other.
+        whole = pc.if_else(is_whole, column, None).cast(pa.int64())
+        column = pc.coalesce(whole.cast(pa.string()), column.cast(pa.string()))
     encoded = pc.fill_null(column.cast(pa.string()), MISSING).dictionary_encode()
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.unify_dictionaries().combine_chunks()

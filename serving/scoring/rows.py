@@ -64,6 +64,11 @@ class _Column:
     is_boolean_number: bool = False
     is_category: bool = False
 
+    @property
+    def wanted(self) -> str:
+        """The type that a typed column should have."""
+        return "bool" if self.is_boolean_number else "string" if self.dtype.kind == "O" else str(self.dtype)
+
 
 class RowReader:
     """Reads batches of files with the same columns for one model. Raises ScoreError where the columns do not fit it."""
@@ -85,8 +90,7 @@ class RowReader:
         for column in self._columns if not is_text else ():
             kind = columns.field(column.name).type
             if not _fits(kind, column):
-                wanted_kind = "bool" if column.is_boolean_number else column.dtype
-                raise ScoreError(f"{place}: column {column.name!r} is of type {kind}, wanted {wanted_kind}")
+                raise ScoreError(f"{place}: column {column.name!r} is of type {kind}, wanted {column.wanted}")
         for item in manifest.inputs if not (is_text or self._columns) else ():
             kind = columns.field(item.name).type
             if not _fits_json(kind):
@@ -190,7 +194,7 @@ def _read_column(values: pa.Array, column: _Column) -> tuple[np.ndarray, np.ndar
         values = pc.if_else(pc.is_in(values, _MISSING), None, values)
     absent = pc.is_null(values).to_numpy(zero_copy_only=False)
     if column.dtype.kind == "O":
-        texts = np.array(values.fill_null("").to_pylist(), object)
+        texts = np.array(_as_text(values).fill_null("").to_pylist(), object)
         if column.nullable:
             return texts, np.zeros(len(texts), bool)
         return texts, texts == "" if column.is_category else absent
@@ -221,6 +225,19 @@ def _read_column(values: pa.Array, column: _Column) -> tuple[np.ndarray, np.ndar
     found = integers.fill_null(0).to_numpy(zero_copy_only=False)
     limits = np.iinfo(column.dtype)
     return found.astype(column.dtype), _nulls(integers) | (found < limits.min) | (found > limits.max)
+
+
+def _as_text(values: pa.Array) -> pa.Array:
+    """The values as the categories that training makes of them: whole floats as integers, not a number as missing."""
+    if not pa.types.is_floating(values.type):
+        return values.cast(pa.string())
+    if pa.types.is_float16(values.type):
+        # For which Arrow has no functions.
+        values = values.cast(pa.float32())
+    values = pc.if_else(pc.is_nan(values), None, values)
+    is_whole = pc.and_(pc.equal(values, pc.floor(values)), pc.less(pc.abs(values), 2.0**63))
+    whole = pc.if_else(is_whole, values, None).cast(pa.int64())
+    return pc.coalesce(whole.cast(pa.string()), values.cast(pa.string()))
 
 
 def _parsed(values: pa.Array, kind: pa.DataType) -> pa.Array:
@@ -267,7 +284,12 @@ def _fits(found: pa.DataType, column: _Column) -> bool:
             # As text may be, and numbers that stand for a truth in a float.
             number = pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_decimal(found)
             return bool(pa.types.is_boolean(found) or number)
-    return _is_text(found)
+    if _is_text(found) or not column.is_category:
+        return _is_text(found)
+    # Training makes categories of these, too.
+    number = pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_decimal(found)
+    moment = pa.types.is_date(found) or pa.types.is_time(found) or pa.types.is_timestamp(found)
+    return bool(pa.types.is_boolean(found) or number or moment)
 
 
 def _fits_json(found: pa.DataType) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import decimal
 import math
 from typing import Any
@@ -17,6 +18,7 @@ from serving.prediction_sets import PredictionSets
 from serving.scoring.columns import AnswerColumns
 from serving.scoring.errors import ScoreError
 from serving.scoring.rows import RowReader
+from training.tables import as_texts
 
 KINDS = {"age": "float32", "visits": "int64", "member": "bool", "town": "string", "smokes": "float32"}
 
@@ -144,6 +146,36 @@ def test_text_that_is_no_number_is_refused(text):
 def test_columns_of_another_type_are_refused_at_once():
     columns = pa.schema([("age", pa.string()), *list(TYPES.items())[1:]])
     with pytest.raises(ScoreError, match="column 'age' is of type string, wanted float32"):
+        RowReader(manifest(nullable=False), columns, "file", is_text=False)
+
+
+@pytest.mark.parametrize(
+    ("values", "categories"),
+    [
+        (pa.array([7, None, -2]), ["7", "", "-2"]),
+        (pa.array([7.0, None, 1e10, 2.5, float("nan"), 1e300]), ["7", "", "10000000000", "2.5", "", "1e+300"]),
+        (pa.array(np.array([2.5, np.nan, 7], np.float16)), ["2.5", "", "7"]),
+        (pa.array([True, False, None]), ["true", "false", ""]),
+        (pa.array([datetime.time(4, 5), None]), ["04:05:00.000000", ""]),
+        (pa.array([datetime.date(2026, 1, 31), None]), ["2026-01-31", ""]),
+        (pa.array([datetime.datetime(2026, 1, 31, 4, 5), None]), ["2026-01-31 04:05:00.000000", ""]),
+        (pa.array([decimal.Decimal("1.50"), None]), ["1.50", ""]),
+        (pa.array([3, None, 3]).dictionary_encode(), ["3", "", "3"]),
+    ],
+    ids=str,
+)
+def test_categories_of_any_type_are_those_that_training_makes_of_them(values, categories):
+    assert as_texts(values).tolist() == categories
+    batch = pa.RecordBatch.from_pylist([GOOD] * len(values), schema=pa.schema(list(TYPES.items())))
+    batch = batch.set_column(batch.schema.get_field_index("town"), "town", values)
+    [found], reasons = RowReader(manifest(nullable=True), batch.schema, "file", is_text=False).read(batch)
+    assert found.inputs["town"].tolist() == categories
+    assert reasons == {}
+
+
+def test_bytes_are_no_category():
+    columns = pa.schema(list((TYPES | {"town": pa.binary()}).items()))
+    with pytest.raises(ScoreError, match="column 'town' is of type binary, wanted string"):
         RowReader(manifest(nullable=False), columns, "file", is_text=False)
 
 
