@@ -6,9 +6,10 @@ Their first rows become the artifact's examples, and the network's figures on th
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, mean_squared_error, root_mean_squared_error
+from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, mean_squared_error
 
 from models.contract import ENDS, NO_CLASS, ArtifactError, ModelInput, ModelOutput
 from models.sampling import some
@@ -27,6 +28,8 @@ X, Y = "x", "y"
 # Rows a call of the network, and numbers of an answer that a call may make at most.
 _BATCH = 256
 _BATCH_NUMBERS = 2**24
+# Numbers of answers that are measured at a time: float64, and copies of them.
+_MEASURED_NUMBERS = 2**20
 
 # What NumPy and zipfile raise on a file that is damaged, encrypted or compressed in another way.
 DAMAGED = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -270,19 +273,18 @@ class Rows:
 
     def run(self, answer: Answer, specs: Sequence[tf.TensorSpec], numbers: int = 1) -> dict[str, Array]:
         """What a computation says of every row, call by call. specs: of the inputs; numbers: of one row's answer."""
+        answers = list(self._parts(answer, specs, min(max(_BATCH_NUMBERS // numbers, 1), _BATCH)))
+        return {name: np.concatenate([part[name] for part in answers]) for name in answers[0]}
+
+    def _parts(self, answer: Answer, specs: Sequence[tf.TensorSpec], batch: int) -> Iterator[dict[str, Array]]:
+        """The same, of so many rows at a time."""
         run = tf.function(lambda *inputs: answer(list(inputs)), autograph=False).get_concrete_function(*specs)
         arrays = list(self.inputs.values())
-        batch = min(max(_BATCH_NUMBERS // numbers, 1), _BATCH)
-        answers = [
-            run(
-                *[
-                    tf.constant(array[start : start + batch], spec.dtype)
-                    for array, spec in zip(arrays, specs, strict=True)
-                ]
-            )
-            for start in range(0, self.count, batch)
-        ]
-        return finite({name: np.concatenate([part[name].numpy() for part in answers]) for name in answers[0]})
+        for start in range(0, self.count, batch):
+            rows = [
+                tf.constant(array[start : start + batch], spec.dtype) for array, spec in zip(arrays, specs, strict=True)
+            ]
+            yield finite({name: values.numpy() for name, values in run(*rows).items()}, start)
 
     def figures(self, answer: Answer, specs: Sequence[tf.TensorSpec]) -> dict[str, float]:
         """Figures of `answer`, the network with dropout off; with several outputs their names are prefixed.
@@ -290,16 +292,32 @@ class Rows:
         Classification: accuracy; nll, the mean negative log-likelihood in nats; brier, the squared error summed over
         the classes (Brier 1950). Regression: rmse and mae in the target's unit.
         """
-        answers = self.run(answer, specs)
-        found: dict[str, float] = {}
-        for output, target in zip(self.outputs, self.targets, strict=True):
-            key, measure = ("probabilities", _classification) if output.labels else ("mean", _regression)
-            values = answers[output.prefix + key].astype(np.float64)
-            places = values.shape[: target.ndim]
-            if target.shape != places:
-                raise PlacesError(output.name, target.shape, places)
-            found |= {output.prefix + name: value for name, value in measure(values, target).items()}
-        return found
+        numbers = max(
+            target[0].size * len(output.labels or "1")
+            for output, target in zip(self.outputs, self.targets, strict=True)
+        )
+        # Of one part after another: all answers of large maps would not fit in memory. Each figure is a mean over rows.
+        measured: list[dict[str, float]] = []
+        counts: list[int] = []
+        for answers in self._parts(answer, specs, min(max(_MEASURED_NUMBERS // numbers, 1), _BATCH)):
+            first, rows = sum(counts), len(next(iter(answers.values())))
+            found: dict[str, float] = {}
+            for output, target in zip(self.outputs, self.targets, strict=True):
+                key, measure = ("probabilities", _classification) if output.labels else ("mean", _regression)
+                values = answers[output.prefix + key].astype(np.float64)
+                wanted = (self.count, *values.shape[1 : target.ndim])
+                if target.shape != wanted:
+                    raise PlacesError(output.name, target.shape, wanted)
+                own = measure(values, target[first : first + rows])
+                found |= {output.prefix + name: value for name, value in own.items()}
+            measured.append(found)
+            counts.append(rows)
+        means = {name: float(np.average([part[name] for part in measured], weights=counts)) for name in measured[0]}
+        for output in self.outputs:
+            if not output.labels:
+                # A root of a mean, not a mean of roots.
+                means[output.prefix + "rmse"] = math.sqrt(means[output.prefix + "rmse"])
+        return means
 
 
 class PlacesError(ArtifactError):
@@ -319,15 +337,17 @@ class NotFinite(ArtifactError):
         )
 
 
-def finite(answers: dict[str, Array]) -> dict[str, Array]:
-    """The answers [N, ...] by name; raises NotFinite where a row's are not. Only ends of intervals may be infinite."""
+def finite(answers: dict[str, Array], first: int = 0) -> dict[str, Array]:
+    """The answers [N, ...] by name, to rows `first` and on; raises NotFinite where a row's are not. Only ends of
+    intervals may be infinite.
+    """
     # By name, as the outputs of a SavedModel's signature come in another order in each process.
     for name, values in sorted(answers.items()):
         if values.dtype.kind != "f" or name.endswith(ENDS):
             continue
         wrong = ~np.isfinite(values)
         if wrong.any():
-            raise NotFinite(int(np.argwhere(wrong)[0][0]), name, float(values[wrong].flat[0]))
+            raise NotFinite(first + int(np.argwhere(wrong)[0][0]), name, float(values[wrong].flat[0]))
     return answers
 
 
@@ -353,8 +373,9 @@ def _classification(probabilities: Array, classes: Array) -> dict[str, float]:
 
 
 def _regression(means: Array, values: Array) -> dict[str, float]:
+    """The square of the rmse under its name: squares of several parts have a mean."""
     flat, truth = means.reshape(-1), values.reshape(-1)
-    return {"rmse": float(root_mean_squared_error(truth, flat)), "mae": float(mean_absolute_error(truth, flat))}
+    return {"rmse": float(mean_squared_error(truth, flat)), "mae": float(mean_absolute_error(truth, flat))}
 
 
 def _fits(array: Array, shape: Sequence[int | None]) -> bool:

@@ -42,7 +42,7 @@ class ReliabilityCurve:
 def top_label_curve(probabilities: Array, y: Array, bins: int = BINS) -> ReliabilityCurve:
     """Of the class that is named, in equally wide bins. A confidence on an edge belongs to the bin above it."""
     confidence, right = named(probabilities, y)
-    return _curve(confidence, right, np.minimum((confidence * bins).astype(np.int64), bins - 1))
+    return curve(confidence, right, width_bins(confidence, bins))
 
 
 def adaptive_curve(probabilities: Array, y: Array, bins: int = BINS) -> ReliabilityCurve:
@@ -51,9 +51,21 @@ def adaptive_curve(probabilities: Array, y: Array, bins: int = BINS) -> Reliabil
     Rows of one confidence are in one bin, that of the first of them: their order says nothing.
     """
     confidence, right = named(probabilities, y)
-    _, value, rows = np.unique(confidence, return_inverse=True, return_counts=True)
+    return curve(confidence, right, mass_bins(np.unique(confidence, return_inverse=True)[1], bins))
+
+
+def width_bins(confidence: Array, bins: int = BINS) -> NDArray[np.int64]:
+    """[N] each row's bin among equally wide ones."""
+    return np.minimum((confidence * bins).astype(np.int64), bins - 1)
+
+
+def mass_bins(rank: NDArray[np.int64], bins: int = BINS) -> NDArray[np.int64]:
+    """[N] each row's bin among those of as many rows. rank [N]: from 0 and in the order of the confidences, the same
+    for equal ones; some may be nobody's.
+    """
+    rows = np.bincount(rank)
     first = np.cumsum(rows) - rows
-    return _curve(confidence, right, (first * min(bins, len(y)) // len(y))[value])
+    return (first * min(bins, len(rank)) // len(rank))[rank]
 
 
 def expected_calibration_error(probabilities: Array, y: Array, bins: int = BINS) -> float:
@@ -83,8 +95,8 @@ def brier_parts(probabilities: Array, y: Array, bins: int = BRIER_BINS) -> dict[
     base = one_hot.mean(axis=0)
     reliability = 0.0
     for predicted, happened in zip(probabilities.T, one_hot.T, strict=True):
-        curve = _curve(predicted, happened, np.minimum((predicted * bins).astype(np.int64), bins - 1))
-        reliability += float(np.square(curve.confidence - curve.accuracy) @ curve.rows / len(y))
+        found = curve(predicted, happened, width_bins(predicted, bins))
+        reliability += float(np.square(found.confidence - found.accuracy) @ found.rows / len(y))
     uncertainty = float((base * (1 - base)).sum())
     score = float(np.square(probabilities - one_hot).sum(axis=1).mean())
     return {
@@ -99,7 +111,8 @@ def named(probabilities: Array, y: Array) -> tuple[Array, Array]:
     return probabilities.max(axis=1).astype(np.float64), probabilities.argmax(axis=1) == y
 
 
-def _curve(predicted: Array, happened: Array, bins: NDArray[np.int64]) -> ReliabilityCurve:
+def curve(predicted: Array, happened: Array, bins: NDArray[np.int64]) -> ReliabilityCurve:
+    """Of rows [N] whose bins are known."""
     rows = np.bincount(bins)
     held = rows > 0
     rows = rows[held]

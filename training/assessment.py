@@ -7,8 +7,9 @@ judged.figures["mc"]["nll"], judged.intervals["mc"]["nll"]
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from models.contract import DEFAULT_COVERAGE, NO_CLASS, ModelOutput, OutputCalib
 from training import outliers, predictive, scores
 from training.artifact_answers import Alone, Answers, Artifact, Places, has_places
 from training.bootstrap import Bounds, intervals
+from training.class_outcomes import Outcomes
 from training.errors import InputError
 from training.held_out import HeldOut
 from training.outlier_scores import outlier_scores
@@ -167,7 +169,7 @@ def _classification(judged: Judged, answers: Answers, y: Array, held: HeldOut) -
     # No resample can be made of rows without any.
     some = has_class.reshape(len(y), -1).any(axis=1)
     rows = int(some.sum())
-    per_row = {kind: (class_figures, (values[some], y[some])) for kind, values in kinds.items()}
+    resampled = {kind: Outcomes(values[some], y[some]).figures for kind, values in kinds.items()}
     every = by_answer(answers.served["probabilities"])[has_class.ravel()]
     kinds = {kind: by_answer(values)[has_class.ravel()] for kind, values in kinds.items()}
     served, y = by_answer(served)[has_class.ravel()], y[has_class]
@@ -176,15 +178,14 @@ def _classification(judged: Judged, answers: Answers, y: Array, held: HeldOut) -
         judged.risk[kind] = risk_coverage(1 - confidence, ~right)
         judged.curves[kind] = reliability.top_label_curve(probabilities, y)
         judged.figures[kind] = {
-            **class_figures(probabilities, y),
+            **resampled[kind](),
             **reliability.brier_parts(probabilities, y),
             "sharpness": reliability.mean_entropy(probabilities),
         }
-    _with_intervals(judged, per_row, rows, places=-(-len(y) // rows))
+    _with_intervals(judged, resampled, rows, places=-(-len(y) // rows))
     confidence, right = reliability.named(served, y)
     sets = _set_sizes(judged, every, y)
-    own = -np.log(np.clip(served[np.arange(len(y)), y], scores.SMALLEST_PROBABILITY, 1))
-    columns = {"accuracy": right, "confidence": confidence, "nll": own, **sets}
+    columns = {"accuracy": right, "confidence": confidence, "nll": scores.nll(served, y), **sets}
     labels = np.array(answers.output.labels or [str(number) for number in range(served.shape[1])], object)
     judged.by_class = _groups(labels[y], columns, list(labels))
     if held.groups is not None:
@@ -197,24 +198,6 @@ def _classification(judged: Judged, answers: Answers, y: Array, held: HeldOut) -
     fit = judged.calibration.fit if judged.calibration is not None else None
     if isinstance(fit, Temperature) and fit.value != 1:
         judged.notes.append(f"mc_calibrated is what is served: every draw at the temperature {fit.value:.3g}")
-
-
-def class_figures(probabilities: Array, y: Array) -> Figures:
-    """Those that have intervals; brier is summed over the classes, nll in nats.
-
-    probabilities [N, K] and y [N], or of places [N, P, K] and [N, P], of which each one counts that has a class.
-    """
-    probabilities, y = by_answer(probabilities), y.ravel()
-    has_class = y != NO_CLASS
-    if not has_class.all():
-        probabilities, y = probabilities[has_class], y[has_class]
-    confidence, right = reliability.named(probabilities, y)
-    return {
-        **scores.classification(probabilities, y),
-        "ece": reliability.expected_calibration_error(probabilities, y),
-        "adaptive_ece": reliability.adaptive_calibration_error(probabilities, y),
-        "aurc": risk_coverage(1 - confidence, ~right).area,
-    }
 
 
 def _set_sizes(judged: Judged, probabilities: Array, y: Array) -> dict[str, Array]:
@@ -278,7 +261,8 @@ def _regression(judged: Judged, answers: Answers, y: Array, held: HeldOut) -> No
             judged.risk[kind] = risk_coverage(stds[kind], columns["square"])
             figures["aurc"] = judged.risk[kind].area
         judged.figures[kind] = figures
-    _with_intervals(judged, {kind: (value_figures, (columns,)) for kind, columns in rows.items()}, len(y))
+    resampled = {kind: partial(value_figures, columns) for kind, columns in rows.items()}
+    _with_intervals(judged, resampled, len(y))
     width = _intervals(judged, served, y)
     shown = {"square": rows[judged.best_kind]["square"], "std": stds[judged.best_kind], **width}
     if held.groups is not None:
@@ -293,8 +277,13 @@ def _regression(judged: Judged, answers: Answers, y: Array, held: HeldOut) -> No
         judged.abstention |= {"rmse": float(np.sqrt(shown["square"][given].mean()))} if given.any() else {}
 
 
-def value_figures(columns: Mapping[str, Array]) -> Figures:
-    """Of rows: squared errors, CRPS and, where there is a density, negative log-likelihoods."""
+def value_figures(columns: Mapping[str, Array], rows: Array | None = None) -> Figures:
+    """Of rows: squared errors, CRPS and, where there is a density, negative log-likelihoods.
+
+    rows: numbers of rows, some of them more than once; None for every row once.
+    """
+    if rows is not None:
+        columns = {name: values[rows] for name, values in columns.items()}
     found = {"rmse": float(np.sqrt(columns["square"].mean())), "crps": float(columns["crps"].mean())}
     return found | ({"nll": float(columns["nll"].mean())} if "nll" in columns else {})
 
@@ -316,15 +305,17 @@ def _intervals(judged: Judged, served: Mapping[str, Array], y: Array) -> dict[st
     return shown
 
 
-def _with_intervals(judged: Judged, kinds: Mapping[str, Any], rows: int, *, places: int = 1) -> None:
-    """Fills in bootstrap intervals of each kind, and of the last one's differences to the first, on the same rows."""
+def _with_intervals(
+    judged: Judged, kinds: Mapping[str, Callable[[Array], Figures]], rows: int, *, places: int = 1
+) -> None:
+    """Fills in bootstrap intervals of each kind, and of the last one's differences to the first, on the same rows.
+
+    kinds: each one's figures of so many rows, by their numbers.
+    """
     first, last = next(iter(kinds)), list(kinds)[-1]
 
     def figures(chosen: Array) -> Figures:
-        found: Figures = {}
-        for kind, (measure, columns) in kinds.items():
-            parts = [_chosen(column, chosen) for column in columns]
-            found |= {f"{kind}/{name}": value for name, value in measure(*parts).items()}
+        found = {f"{kind}/{name}": value for kind, of in kinds.items() for name, value in of(chosen).items()}
         both = {name for name in judged.figures[first] if f"{last}/{name}" in found and f"{first}/{name}" in found}
         return found | {f"/{name}": found[f"{last}/{name}"] - found[f"{first}/{name}"] for name in sorted(both)}
 
@@ -334,11 +325,6 @@ def _with_intervals(judged: Judged, kinds: Mapping[str, Any], rows: int, *, plac
             judged.intervals.setdefault(kind, {})[name] = bounds
         else:
             judged.differences[name] = (judged.figures[last][name] - judged.figures[first][name], bounds)
-
-
-def _chosen(columns: Any, rows: Array) -> Any:
-    """The rows of an array, or of a dictionary of arrays."""
-    return {name: values[rows] for name, values in columns.items()} if isinstance(columns, dict) else columns[rows]
 
 
 def _groups(values: Array, columns: Mapping[str, Array], order: list[str] | None = None) -> dict[str, Group]:
@@ -363,8 +349,8 @@ def _members(members: list[Alone], y: Array, is_classification: bool) -> dict[st
         return {}
     if is_classification:
         return {
-            DETERMINISTIC: [class_figures(normalised(one.deterministic), y) for one in members],
-            MC: [class_figures(normalised(one.drawn), y) for one in members],
+            DETERMINISTIC: [Outcomes(normalised(one.deterministic), y).figures() for one in members],
+            MC: [Outcomes(normalised(one.drawn), y).figures() for one in members],
         }
     points = [one.deterministic.astype(np.float64) - y for one in members]
     draws = [one.drawn.astype(np.float64) for one in members]

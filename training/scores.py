@@ -16,13 +16,21 @@ Array = NDArray[np.float64]
 
 def classification(probabilities: Array, y: NDArray[np.int64]) -> dict[str, float]:
     """accuracy; nll, nats a row; brier, summed over the classes: 0 to 2. probabilities [n, K], y [n] class indices."""
-    own = probabilities[np.arange(len(y)), y]
-    one_hot = np.eye(probabilities.shape[1])[y]
     return {
         "accuracy": float(np.mean(probabilities.argmax(axis=1) == y)),
-        "nll": float(-np.mean(np.log(np.clip(own, SMALLEST_PROBABILITY, 1)))),
-        "brier": float(np.mean(np.square(probabilities - one_hot).sum(axis=1))),
+        "nll": float(np.mean(nll(probabilities, y))),
+        "brier": float(np.mean(brier(probabilities, y))),
     }
+
+
+def nll(probabilities: Array, y: NDArray[np.int64]) -> Array:
+    """[n] negative log-likelihoods, nats."""
+    return -np.log(np.clip(probabilities[np.arange(len(y)), y], SMALLEST_PROBABILITY, 1))
+
+
+def brier(probabilities: Array, y: NDArray[np.int64]) -> Array:
+    """[n] squared errors, summed over the classes."""
+    return np.asarray(np.square(probabilities - np.eye(probabilities.shape[1])[y]).sum(axis=1))
 
 
 def regression(draws: Array, noise: Array | float, y: Array) -> dict[str, float]:

@@ -39,12 +39,16 @@ def risk_coverage(doubt: Array, loss: Array) -> RiskCoverage:
 
     Rows of equal doubt count with their mean loss: no order among them is better than another.
     """
-    order = np.argsort(doubt, kind="stable")
-    ordered, losses = doubt[order], loss[order].astype(np.float64)
-    _, start, rows = np.unique(ordered, return_index=True, return_counts=True)
-    tied = np.repeat(np.add.reduceat(losses, start) / rows, rows)
-    count = np.arange(1, len(doubt) + 1)
-    return RiskCoverage(count / len(doubt), np.cumsum(tied) / count)
+    return ranked_risk_coverage(np.unique(doubt, return_inverse=True)[1], loss)
+
+
+def ranked_risk_coverage(rank: NDArray[np.int64], loss: Array) -> RiskCoverage:
+    """The same from each row's rank by its doubt, [N] from 0, the same for equal ones; some may be nobody's."""
+    rows = np.bincount(rank)
+    held = rows > 0
+    rows, losses = rows[held], np.bincount(rank, weights=loss)[held]
+    count = np.arange(1, len(rank) + 1)
+    return RiskCoverage(count / len(rank), np.cumsum(np.repeat(losses / rows, rows)) / count)
 
 
 def best_area(loss: Array) -> float:
