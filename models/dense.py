@@ -35,9 +35,9 @@ def is_plain_dense(operation: Any) -> bool:
     )
 
 
-def carries_mask(symbol: Any) -> bool:
-    """Whether Keras hands a sequence mask on with the tensor; layers that read it are Keras's to run."""
-    return getattr(symbol, "_keras_mask", None) is not None
+def keras_mask(tensor: Any) -> Any | None:
+    """The sequence mask that Keras hands on with a tensor, symbolic or not; None where there is none."""
+    return getattr(tensor, "_keras_mask", None)
 
 
 def dense(layer: keras.layers.Dense, x: tf.Tensor, kernel: tf.Tensor, bias: Any | None) -> tf.Tensor:

@@ -16,6 +16,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from models.dense import keras_mask
+
 # Bytes of folded kernels in an artifact at most; those that save most for their size come first.
 FOLDED_BYTES = 4 * 2**20
 # What stands for a free axis where a layer's work is estimated.
@@ -43,7 +45,7 @@ class Fold:
         layer = self.node.operation
         folded = self.product(tf.cast(x, tf.float32), tf.convert_to_tensor(self.kernel))
         folded = tf.nn.bias_add(folded, self.bias)
-        mask = getattr(x, "_keras_mask", None)
+        mask = keras_mask(x)
         if mask is not None and layer.supports_masking:
             folded._keras_mask = mask
         return folded

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from models.dense import ELEMENTWISE, carries_mask, dense, is_plain_dense, readers_of
+from models.dense import ELEMENTWISE, dense, is_plain_dense, keras_mask, readers_of
 from models.stochastic import Noise, falls_on_units
 
 # Bytes of merged kernels in an artifact at most: what a core's cache holds beside the rows.
@@ -80,7 +80,7 @@ def sites_of(nodes: Sequence[Any], outputs: Sequence[Any], passed: Mapping[int, 
     def is_dropout(node: Any | None) -> bool:
         if (
             node is None
-            or carries_mask(node.input_tensors[0])
+            or keras_mask(node.input_tensors[0]) is not None
             or not falls_on_units(node.operation)
             or node.operation.compute_dtype != "float32"
         ):

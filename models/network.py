@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from models.contract import ArtifactError, Precision, StochasticLayer
-from models.dense import dense
+from models.dense import dense, keras_mask
 from models.folding import Fold, folds_of
 from models.members import member_symbols, share_streams
 from models.merging import Merged, Site, sites_of
@@ -48,10 +48,6 @@ def names_scope() -> Any:
     no `_hidden/kernel` but below another name.
     """
     return tf.name_scope("network")
-
-
-def _keras_mask(tensor: Any) -> Any | None:
-    return getattr(tensor, "_keras_mask", None)
 
 
 def _mask_place(place: _Place) -> _Place:
@@ -115,7 +111,7 @@ class Network:
         with names_scope():
             walk.run(self._graph, (), [_Value(tensor, False) for tensor in inputs])
         found = {place: value.tensor for place, value in walk.values.items() if place not in walk.turned}
-        masks = {_mask_place(place): _keras_mask(tensor) for place, tensor in found.items()}
+        masks = {_mask_place(place): keras_mask(tensor) for place, tensor in found.items()}
         return found | {place: mask for place, mask in masks.items() if mask is not None}
 
     @property
@@ -349,7 +345,7 @@ def fold(tensor: tf.Tensor, num_draws: tf.Tensor) -> tf.Tensor:
     """[rows, ...] -> [rows * draws, ...], row by row; Keras's sequence mask with it."""
     folded = tf.repeat(tensor, num_draws, axis=0)
     folded.set_shape([None, *tensor.shape[1:]])
-    mask = _keras_mask(tensor)
+    mask = keras_mask(tensor)
     if mask is not None:
         folded._keras_mask = tf.repeat(mask, num_draws, axis=0)
     return folded
@@ -422,7 +418,7 @@ class _Walk:
             return None
         if self._draws is not None:
             self._note(place)
-        mask = _keras_mask(value.tensor)
+        mask = keras_mask(value.tensor)
         if mask_place is not None:
             named = self.values.get(mask_place)
             if named is None:
@@ -468,7 +464,7 @@ class _Walk:
             draws.unfolded = True
             (result,) = _invoke(node, [values[0].tensor])
             draws.unfolded = False
-            mask = _keras_mask(values[0].tensor)
+            mask = keras_mask(values[0].tensor)
             if mask is not None:
                 result._keras_mask = tf.repeat(mask, draws.num_draws, axis=0)
             return [_Value(result, True)]
@@ -483,7 +479,7 @@ class _Walk:
         width = tensors[0].shape[-1] if tensors and tensors[0].shape.rank == 2 else None
         padded = self._network.padded.get(id(node))
         # What carries a mask goes on as Keras has it.
-        if padded is not None and width == padded.kernel.shape[0] and _keras_mask(tensors[0]) is None:
+        if padded is not None and width == padded.kernel.shape[0] and keras_mask(tensors[0]) is None:
             return [_Value(padded(tensors[0]), True)]
         shortcut = self._network.shortcut(node, tensors[0])
         if shortcut is not None:

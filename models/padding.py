@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from models.dense import ELEMENTWISE, carries_mask, dense, is_plain_dense, readers_of
+from models.dense import ELEMENTWISE, dense, is_plain_dense, keras_mask, readers_of
 from models.folding import Fold
 from models.stochastic import is_elementwise
 
@@ -79,7 +79,7 @@ def _gainful_width(node: Any, drawn: set[int]) -> int | None:
     """The layer's units, padded; None where nothing is gained."""
     if not is_plain_dense(node.operation) or id(node.outputs[0]) not in drawn or len(node.outputs[0].shape) != 2:
         return None
-    if carries_mask(node.input_tensors[0]):
+    if keras_mask(node.input_tensors[0]) is not None:
         return None
     units = node.operation.units
     width = -(-units // _VECTOR) * _VECTOR

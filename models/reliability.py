@@ -51,7 +51,12 @@ def adaptive_curve(probabilities: Array, y: Array, bins: int = BINS) -> Reliabil
     Rows of one confidence are in one bin, that of the first of them: their order says nothing.
     """
     confidence, right = named(probabilities, y)
-    return curve(confidence, right, mass_bins(np.unique(confidence, return_inverse=True)[1], bins))
+    return curve(confidence, right, mass_bins(ranks(confidence), bins))
+
+
+def ranks(values: Array) -> NDArray[np.int64]:
+    """[N] from 0 in the order of the values, the same for equal ones."""
+    return np.unique(values, return_inverse=True)[1]
 
 
 def width_bins(confidence: Array, bins: int = BINS) -> NDArray[np.int64]:

@@ -31,9 +31,9 @@ class Outcomes:
         # A place without a class has some here, and is never chosen.
         self._nll, self._brier = scores.nll(probabilities, y), scores.brier(probabilities, y)
         self._bin = reliability.width_bins(self._confidence)
-        self._confidence_rank = _rank(self._confidence)
+        self._confidence_rank = reliability.ranks(self._confidence)
         # Of confidences that differ some leave the same doubt.
-        self._doubt_rank = _rank(1 - self._confidence)
+        self._doubt_rank = reliability.ranks(1 - self._confidence)
 
     def figures(self, rows: NDArray[np.int64] | None = None) -> dict[str, float]:
         """Those that have intervals; brier is summed over the classes, nll in nats.
@@ -52,8 +52,3 @@ class Outcomes:
             "adaptive_ece": reliability.curve(confidence, right, of_mass).expected_error,
             "aurc": ranked_risk_coverage(self._doubt_rank[chosen], ~right).area,
         }
-
-
-def _rank(values: Array) -> NDArray[np.int64]:
-    """[N] from 0 in the order of the values, the same for equal ones."""
-    return np.unique(values, return_inverse=True)[1]

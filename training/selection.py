@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.reliability import ranks
+
 Array = NDArray[Any]
 
 
@@ -39,7 +41,7 @@ def risk_coverage(doubt: Array, loss: Array) -> RiskCoverage:
 
     Rows of equal doubt count with their mean loss: no order among them is better than another.
     """
-    return ranked_risk_coverage(np.unique(doubt, return_inverse=True)[1], loss)
+    return ranked_risk_coverage(ranks(doubt), loss)
 
 
 def ranked_risk_coverage(rank: NDArray[np.int64], loss: Array) -> RiskCoverage:
