@@ -27,9 +27,6 @@ from models.contract import ArtifactError, StochasticLayer
 # SELU's constants, as in Keras's AlphaDropout (Klambauer et al. 2017).
 _ALPHA_PRIME = -1.6732632423543772848170429916717 * 1.0507009873554804934193349852946
 
-# Rates finer than this are drawn from 32-bit words: with 16 bits they would be off by more than a thousandth.
-_COARSE_RATE = 1e3 / 2.0**17
-
 # Stream number = layer << 24 | call << 8 | part: a shared layer has fresh noise at each of its calls, as in Keras.
 _LAYER_SHIFT, _CALL_SHIFT = 24, 8
 _RECURRENT_PART = 128
@@ -74,12 +71,7 @@ class Noise:
         if self.kind == "normal":
             flat = random_stream.normals(seed, self.stream, first_draw, num_draws, size)
         else:
-            if self.rate >= _COARSE_RATE and 1 - self.rate >= _COARSE_RATE:
-                numbers = random_stream.half_words(seed, self.stream, first_draw, num_draws, size)
-                kept = numbers >= tf.constant(round(self.rate * 2**16), tf.uint16)
-            else:
-                numbers = random_stream.words(seed, self.stream, first_draw, num_draws, size)
-                kept = numbers >= tf.constant(min(round(self.rate * 2**32), 2**32 - 1), tf.uint32)
+            kept = random_stream.coins(seed, self.stream, first_draw, num_draws, size, self.rate)
             flat = tf.cast(kept, tf.float32)
             if self.scale != 1.0:
                 flat = flat * self.scale

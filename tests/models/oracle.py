@@ -49,6 +49,17 @@ def half_words(seed: int, stream: int, draws: Sequence[int], count: int) -> np.n
     return whole.astype("<u4").view("<u2")[:, :count]
 
 
+def few_bits(seed: int, stream: int, draws: Sequence[int], count: int, bits: int) -> np.ndarray:
+    """Numbers of 1, 2, 4 or 8 bits, [draws, count]: the lowest bits of all of a draw's bytes first, then the next.
+
+    Of as many counter steps, of 16 bytes each, as the numbers need.
+    """
+    steps = -(-count * bits // 128)
+    octets = words(seed, stream, draws, 4 * steps).astype("<u4").view("u1")
+    numbers = [[octet >> shift & (1 << bits) - 1 for shift in range(0, 8, bits) for octet in row] for row in octets]
+    return np.array(numbers).reshape(len(draws), -1)[:, :count]
+
+
 def normals(seed: int, stream: int, draws: Sequence[int], count: int) -> np.ndarray:
     """float64 [draws, count]: Box-Muller on pairs of words, 23 bits each, as TensorFlow defines it."""
     whole = words(seed, stream, draws, 4 * -(-count // 4))
@@ -64,10 +75,16 @@ def stream(layer: int, call: int = 0, part: int = 0) -> int:
 
 
 def kept(seed: int, stream: int, draws: Sequence[int], shape: Sequence[int], rate: float) -> np.ndarray:
-    """bool [draws, *shape]: which units a draw keeps. Rates a 16-bit number is too coarse for take 32 bits."""
+    """bool [draws, *shape]: which units a draw keeps.
+
+    Rates that 1, 2, 4 or 8 bits give exactly take so many; those that a 16-bit number is too coarse for take 32.
+    """
     count = int(np.prod(shape))
     coarse = 1e3 / 2**17
-    if coarse <= rate <= 1 - coarse:
+    exact = [bits for bits in (1, 2, 4, 8) if rate * 2**bits == round(rate * 2**bits)]
+    if exact:
+        mask = few_bits(seed, stream, draws, count, exact[0]) >= round(rate * 2 ** exact[0])
+    elif coarse <= rate <= 1 - coarse:
         mask = half_words(seed, stream, draws, count) >= round(rate * 2**16)
     else:
         mask = words(seed, stream, draws, count) >= min(round(rate * 2**32), 2**32 - 1)
