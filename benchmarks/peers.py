@@ -125,7 +125,10 @@ class _Peer:
 
 
 class _Masks:
-    """Masks that NumPy draws for a tuned form: shared over rows, 16-bit numbers of its fastest generator."""
+    """Masks that NumPy draws for a tuned form: shared over rows, 16-bit numbers of its fastest generator.
+
+    As ours of fewer bits, where those give the rate exactly.
+    """
 
     def __init__(self, form: _Form) -> None:
         self._dropouts = [step for step in form.steps if step.kind == "dropout"] if form.fed else []
@@ -138,8 +141,13 @@ class _Masks:
 
     def _draw(self, rate: float, shape: tuple[int, ...]) -> np.ndarray:
         count = self._draws * math.prod(shape)
-        halves = self._bits.random_raw((count + 3) // 4).view(np.uint16)[:count]
-        kept = halves >= np.uint16(round(rate * 2**16))
+        bits = next((bits for bits in (1, 2, 4, 8) if (rate * 2**bits).is_integer()), 16)
+        numbers: Any = self._bits.random_raw((count * bits + 63) // 64).view(np.uint16 if bits == 16 else np.uint8)
+        least: Any = np.asarray([round(rate * 2**bits)], numbers.dtype)
+        if bits < 8:
+            shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, np.newaxis]
+            numbers, least = numbers & np.uint8(2**bits - 1) << shifts, least << shifts
+        kept = (numbers >= least).reshape(-1)[:count]
         return np.multiply(kept, np.float32(1 / (1 - rate)), dtype=np.float32).reshape(self._draws, 1, *shape)
 
 
