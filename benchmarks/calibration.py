@@ -24,8 +24,9 @@ from scipy.ndimage import rotate
 from models.contract import Manifest, read_manifest
 from training import held_out, scores
 from training.artifact_answers import Artifact
-from training.assessment import Judged, assess, normalised
+from training.assessment import assess, normalised
 from training.bootstrap import intervals
+from training.judged import Judged
 from training.plan import plan
 from training.progress import Reporter
 

@@ -7,98 +7,37 @@ judged.figures["mc"]["nll"], judged.intervals["mc"]["nll"]
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from models import reliability
-from models.contract import DEFAULT_COVERAGE, NO_CLASS, ModelOutput, OutputCalibration, Temperature
-from training import outliers, predictive, scores
-from training.artifact_answers import Alone, Answers, Artifact, Places, has_places
-from training.bootstrap import Bounds, intervals
+from models.contract import NO_CLASS, ModelOutput, Temperature
+from training import outliers, regression_assessment, scores
+from training.artifact_answers import Alone, Answers, Artifact, has_places
 from training.class_outcomes import Outcomes
 from training.errors import InputError
 from training.held_out import HeldOut
+from training.judged import (
+    CALIBRATED,
+    DETERMINISTIC,
+    MC,
+    Figures,
+    Judged,
+    coverage_of,
+    coverages,
+    groups,
+    with_intervals,
+)
 from training.outlier_scores import outlier_scores
-from training.selection import RiskCoverage, risk_coverage
+from training.selection import risk_coverage
 
 Array = NDArray[Any]
-Figures = dict[str, float]
 
-# Kinds of answers, in the order in which they are shown.
-DETERMINISTIC, MC, CALIBRATED = "deterministic", "mc", "mc_calibrated"
-# Of prediction sets and intervals, with the manifest's own among them.
-COVERAGES = (0.8, 0.9, 0.95)
 # Statistics that should be high for rows unlike the data.
 STRANGENESS = ("predictive_entropy", "mutual_information", "epistemic_std", "novelty")
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """How often a set or an interval of one coverage holds the truth."""
-
-    wanted: float
-    found: float
-    # Of 95 % by Clopper & Pearson: what the rows allow to say of it.
-    lower: float
-    upper: float
-    # Mean number of classes, or mean width in the target's unit. Infinite where rows were too few to calibrate.
-    size: float
-
-
-@dataclass(frozen=True)
-class Group:
-    """The rows of one class, or places of rows, or the rows of one value of a column."""
-
-    rows: int
-    figures: Figures
-
-
-@dataclass
-class Judged:
-    """What held-out rows say of one output."""
-
-    output: ModelOutput
-    calibration: OutputCalibration | None
-    # Where a row has a class for each of several places: all figures are of places then.
-    places: Places | None = None
-    # By kind of answer.
-    figures: dict[str, Figures] = field(default_factory=dict)
-    intervals: dict[str, dict[str, Bounds]] = field(default_factory=dict)
-    # Of the last kind minus the deterministic one, on the same resamples.
-    differences: dict[str, tuple[float, Bounds]] = field(default_factory=dict)
-    # Of an ensemble: each member's own, by kind of answer.
-    members: dict[str, list[Figures]] = field(default_factory=dict)
-    risk: dict[str, RiskCoverage] = field(default_factory=dict)
-    # Classification: of the class that is named.
-    curves: dict[str, reliability.ReliabilityCurve] = field(default_factory=dict)
-    # Regression: [N] of each kind that is a distribution.
-    pit: dict[str, Array] = field(default_factory=dict)
-    coverage: list[Coverage] = field(default_factory=list)
-    by_class: dict[str, Group] = field(default_factory=dict)
-    by_subgroup: dict[str, Group] = field(default_factory=dict)
-    # Of sets and intervals where a request names none.
-    default_coverage: float = DEFAULT_COVERAGE
-    # Of answers that are given at the packaged threshold.
-    abstention: Figures = field(default_factory=dict)
-    # By kind of outlier, then by the score that should tell them.
-    outliers: dict[str, dict[str, Figures]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def unit(self) -> str:
-        """What is judged, one by one."""
-        return "rows" if self.places is None else "places"
-
-    @property
-    def best_kind(self) -> str:
-        """The kind that is served."""
-        return list(self.figures)[-1]
 
 
 class CannotJudge(InputError):
@@ -128,7 +67,7 @@ def assess(
         judged = Judged(given.output, manifest.calibrated(given.output), given.places)
         if manifest.calibration is not None:
             judged.default_coverage = manifest.calibration.coverage
-        judge = _classification if given.is_classification else _regression
+        judge = _classification if given.is_classification else regression_assessment.judge
         judge(judged, given, y, held)
         judged.members = _members(members, y, given.is_classification)
         judged.outliers = _outliers(given, strangers)
@@ -182,14 +121,14 @@ def _classification(judged: Judged, answers: Answers, y: Array, held: HeldOut) -
             **reliability.brier_parts(probabilities, y),
             "sharpness": reliability.mean_entropy(probabilities),
         }
-    _with_intervals(judged, resampled, rows, places=-(-len(y) // rows))
+    with_intervals(judged, resampled, rows, places=-(-len(y) // rows))
     confidence, right = reliability.named(served, y)
     sets = _set_sizes(judged, every, y)
     columns = {"accuracy": right, "confidence": confidence, "nll": scores.nll(served, y), **sets}
     labels = np.array(answers.output.labels or [str(number) for number in range(served.shape[1])], object)
-    judged.by_class = _groups(labels[y], columns, list(labels))
+    judged.by_class = groups(labels[y], columns, list(labels))
     if held.groups is not None:
-        judged.by_subgroup = _groups(held.groups, columns)
+        judged.by_subgroup = groups(held.groups, columns)
     known = judged.calibration.abstention if judged.calibration is not None else None
     if known is not None:
         given = confidence >= known.threshold
@@ -210,17 +149,13 @@ def _set_sizes(judged: Judged, probabilities: Array, y: Array) -> dict[str, Arra
     # float32, as in the graph.
     every = class_scores(probabilities, known.kind)
     shown: dict[str, Array] = {}
-    for wanted in _coverages(judged):
+    for wanted in coverages(judged):
         inside = every <= np.asarray(known.thresholds(wanted), np.float32)
         holds = inside[np.arange(len(y)), y]
-        judged.coverage.append(_coverage(wanted, holds, float(inside.sum(axis=1).mean())))
+        judged.coverage.append(coverage_of(wanted, holds, float(inside.sum(axis=1).mean())))
         if wanted == judged.default_coverage:
             shown = {"coverage": holds, "set_size": inside.sum(axis=1)}
     return shown
-
-
-def _coverages(judged: Judged) -> list[float]:
-    return sorted({*COVERAGES, judged.default_coverage})
 
 
 def class_scores(probabilities: Array, kind: str) -> Array:
@@ -233,117 +168,6 @@ def class_scores(probabilities: Array, kind: str) -> Array:
     return np.take_along_axis(total, not_less - 1, axis=1)
 
 
-def _regression(judged: Judged, answers: Answers, y: Array, held: HeldOut) -> None:
-    assert answers.draws is not None
-    draws = answers.draws.astype(np.float64)
-    served = {name: values.astype(np.float64) for name, values in answers.served.items() if values.dtype.kind == "f"}
-    mean, epistemic = served["mean"], served["epistemic_std"]
-    deterministic = answers.deterministic.astype(np.float64)
-    rows: dict[str, dict[str, Array]] = {
-        DETERMINISTIC: {"square": np.square(deterministic - y), "crps": np.abs(deterministic - y)},
-        MC: {"square": np.square(mean - y), "crps": predictive.draws_crps(draws, y)},
-    }
-    judged.pit[MC] = predictive.draws_pit(draws, y)
-    stds = {MC: epistemic}
-    if "aleatoric_std" in served:
-        nll, crps = scores.mixture(draws, served["aleatoric_std"], y)
-        rows[CALIBRATED] = {"square": rows[MC]["square"], "crps": crps, "nll": nll}
-        judged.pit[CALIBRATED] = predictive.mixture_pit(draws, served["aleatoric_std"], y)
-        stds[CALIBRATED] = served["std"]
-        judged.notes.append("mc_calibrated is what is served: the draws with the target's own noise")
-    else:
-        judged.notes.append("the target's own noise is not known: the draws say how sure the model is of its mean only")
-    for kind, columns in rows.items():
-        figures = value_figures(columns)
-        if kind in judged.pit:
-            figures["pit_distance"] = predictive.pit_distance(judged.pit[kind])
-            figures["sharpness"] = predictive.sharpness(stds[kind])
-            judged.risk[kind] = risk_coverage(stds[kind], columns["square"])
-            figures["aurc"] = judged.risk[kind].area
-        judged.figures[kind] = figures
-    resampled = {kind: partial(value_figures, columns) for kind, columns in rows.items()}
-    _with_intervals(judged, resampled, len(y))
-    width = _intervals(judged, served, y)
-    shown = {"square": rows[judged.best_kind]["square"], "std": stds[judged.best_kind], **width}
-    if held.groups is not None:
-        judged.by_subgroup = {
-            name: Group(group.rows, {"rmse": float(np.sqrt(group.figures.pop("square"))), **group.figures})
-            for name, group in _groups(held.groups, shown).items()
-        }
-    known = judged.calibration.abstention if judged.calibration is not None else None
-    if known is not None:
-        given = stds[judged.best_kind] <= known.threshold
-        judged.abstention = {"answered_share": float(given.mean())}
-        judged.abstention |= {"rmse": float(np.sqrt(shown["square"][given].mean()))} if given.any() else {}
-
-
-def value_figures(columns: Mapping[str, Array], rows: Array | None = None) -> Figures:
-    """Of rows: squared errors, CRPS and, where there is a density, negative log-likelihoods.
-
-    rows: numbers of rows, some of them more than once; None for every row once.
-    """
-    if rows is not None:
-        columns = {name: values[rows] for name, values in columns.items()}
-    found = {"rmse": float(np.sqrt(columns["square"].mean())), "crps": float(columns["crps"].mean())}
-    return found | ({"nll": float(columns["nll"].mean())} if "nll" in columns else {})
-
-
-def _intervals(judged: Judged, served: Mapping[str, Array], y: Array) -> dict[str, Array]:
-    """Fills in the coverage of intervals; returns for the default coverage whether each row's holds the truth, [N]."""
-    known = judged.calibration.conformal if judged.calibration is not None else None
-    if known is None:
-        return {}
-    std = served.get("std", served["epistemic_std"])
-    off = np.abs(y - served["mean"]) / std
-    shown: dict[str, Array] = {}
-    for wanted in _coverages(judged):
-        [threshold] = known.thresholds(wanted)
-        holds = off <= threshold
-        judged.coverage.append(_coverage(wanted, holds, float((2 * threshold * std).mean())))
-        if wanted == judged.default_coverage:
-            shown = {"coverage": holds, "width": 2 * threshold * std}
-    return shown
-
-
-def _with_intervals(
-    judged: Judged, kinds: Mapping[str, Callable[[Array], Figures]], rows: int, *, places: int = 1
-) -> None:
-    """Fills in bootstrap intervals of each kind, and of the last one's differences to the first, on the same rows.
-
-    kinds: each one's figures of so many rows, by their numbers.
-    """
-    first, last = next(iter(kinds)), list(kinds)[-1]
-
-    def figures(chosen: Array) -> Figures:
-        found = {f"{kind}/{name}": value for kind, of in kinds.items() for name, value in of(chosen).items()}
-        both = {name for name in judged.figures[first] if f"{last}/{name}" in found and f"{first}/{name}" in found}
-        return found | {f"/{name}": found[f"{last}/{name}"] - found[f"{first}/{name}"] for name in sorted(both)}
-
-    for key, bounds in intervals(figures, rows, places=places).items():
-        kind, _, name = key.partition("/")
-        if kind:
-            judged.intervals.setdefault(kind, {})[name] = bounds
-        else:
-            judged.differences[name] = (judged.figures[last][name] - judged.figures[first][name], bounds)
-
-
-def _groups(values: Array, columns: Mapping[str, Array], order: list[str] | None = None) -> dict[str, Group]:
-    """The means of columns [N] over the rows of each value."""
-    found = {}
-    for value in order if order is not None else sorted(set(values.tolist())):
-        chosen = values == value
-        if chosen.any():
-            found[str(value)] = Group(
-                int(chosen.sum()), {name: float(column[chosen].mean()) for name, column in columns.items()}
-            )
-    return found
-
-
-def _coverage(wanted: float, holds: Array, size: float) -> Coverage:
-    allowed = binomtest(int(holds.sum()), len(holds)).proportion_ci(0.95, method="exact")
-    return Coverage(wanted, float(holds.mean()), float(allowed.low), float(allowed.high), size)
-
-
 def _members(members: list[Alone], y: Array, is_classification: bool) -> dict[str, list[Figures]]:
     if not members:
         return {}
@@ -352,15 +176,7 @@ def _members(members: list[Alone], y: Array, is_classification: bool) -> dict[st
             DETERMINISTIC: [Outcomes(normalised(one.deterministic), y).figures() for one in members],
             MC: [Outcomes(normalised(one.drawn), y).figures() for one in members],
         }
-    points = [one.deterministic.astype(np.float64) - y for one in members]
-    draws = [one.drawn.astype(np.float64) for one in members]
-    return {
-        DETERMINISTIC: [value_figures({"square": np.square(off), "crps": np.abs(off)}) for off in points],
-        MC: [
-            value_figures({"square": np.square(own.mean(axis=0) - y), "crps": predictive.draws_crps(own, y)})
-            for own in draws
-        ],
-    }
+    return regression_assessment.of_members(members, y)
 
 
 def _count(inputs: Mapping[str, Array]) -> int:

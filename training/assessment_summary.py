@@ -11,9 +11,9 @@ from rich.table import Table
 
 from models.contract import Manifest
 from training.artifact_answers import Places
-from training.assessment import Figures, Group, Judged
 from training.bootstrap import Bounds
 from training.held_out import HeldOut
+from training.judged import Figures, Group, Judged
 from training.predictive import pit_counts
 from training.selection import RiskCoverage
 

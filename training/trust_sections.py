@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from training.assessment import CALIBRATED, DETERMINISTIC, MC, Judged
 from training.bootstrap import Bounds
+from training.judged import CALIBRATED, DETERMINISTIC, MC, Judged
 from training.predictive import PIT_BINS, pit_counts
 from training.report import COLOURS, LINES, Figure, Grid, Section, draw
 from training.selection import RiskCoverage

@@ -18,8 +18,9 @@ from tests.models.networks import places_net, tiny_net
 from tests.process import ROOT
 from training import artifact_answers, assessment_summary, held_out
 from training.artifact_answers import Artifact as Answering
-from training.assessment import Judged, assess
+from training.assessment import assess
 from training.bootstrap import intervals
+from training.judged import Judged
 
 CLASSES, ROWS = 3, 50
 

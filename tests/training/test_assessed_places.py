@@ -15,8 +15,9 @@ from tests.models.artifacts import Artifact
 from tests.models.networks import places_net
 from training import artifact_answers, assessment_summary, held_out
 from training.artifact_answers import Artifact as Answering
-from training.assessment import Judged, assess
+from training.assessment import assess
 from training.bootstrap import intervals
+from training.judged import Judged
 
 CLASSES = 3
 
