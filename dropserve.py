@@ -542,7 +542,9 @@ def evaluate(
         print(json.dumps(assessment_summary.document(manifest, held, judged), indent=2, allow_nan=False))
         return
     console = literal_console()
-    for one in judged:
+    for number, one in enumerate(judged):
+        if number:
+            print()
         print(assessment_summary.title(manifest, held, one, several=len(judged) > 1))
         for table in assessment_summary.tables(held, one):
             print()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from models.contract import (
+    INTERVAL_LOWER,
+    INTERVAL_UPPER,
     KERAS_FILE,
     MC_DRAWS,
     MC_PREDICT,
@@ -28,6 +30,7 @@ from models.contract import (
 from models.holdout import PlacesError, finite
 from models.members import member_symbols
 from models.sampling import some
+from training.numbers import STATISTICS, Numbers, has_numbers
 
 Array = NDArray[Any]
 
@@ -41,6 +44,8 @@ JUDGED_NUMBERS = 2**22
 # Of several places in a row what is kept, beside the probabilities: the mean over the places.
 OF_PLACES = ("predictive_entropy", "expected_entropy", "mutual_information")
 NOT_KEPT = ("std", "standard_error", "lower", "upper")
+# Of several numbers in a row.
+NOT_KEPT_OF_NUMBERS = ("standard_error", "lower", "upper", INTERVAL_LOWER, INTERVAL_UPPER)
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,11 @@ class Places:
         return flat if self.are_all else flat.take(self.judged, axis=before)
 
 
+def parts_of(output: ModelOutput, target: Array) -> Places | Numbers | None:
+    """What a row has several of; None where it has one class or one number. target: the true answers [N, ...]."""
+    return Places.of(output, target) or Numbers.of(output, target)
+
+
 def has_places(output: ModelOutput) -> bool:
     """Whether a row has a class for each of several places."""
     return output.task == "classification" and len(output.shape) > 1
@@ -104,7 +114,9 @@ def has_places(output: ModelOutput) -> bool:
 
 @dataclass(frozen=True)
 class Answers:
-    """One output's answers to rows. Of an output with places [N, P, K] stands for [N, K]."""
+    """One output's answers to rows. Of an output with places [N, P, K] stands for [N, K]; of one with several numbers a
+    row [N, J] stands for [N], and [T, N, J] for [T, N].
+    """
 
     output: ModelOutput
     # Dropout off: probabilities [N, K] or means [N].
@@ -116,10 +128,25 @@ class Answers:
     # Regression: the draws [T, N].
     draws: Array | None
     places: Places | None = None
+    numbers: Numbers | None = None
 
     @property
     def is_classification(self) -> bool:
         return self.output.task == "classification"
+
+    def by_number(self) -> Iterator[Answers]:
+        """Those of each number that is judged, as of an output of its own."""
+        assert self.numbers is not None
+        assert self.draws is not None
+        for number in range(self.numbers.judged):
+            yield replace(
+                self,
+                output=self.numbers.output(self.output, number),
+                deterministic=self.deterministic[:, number],
+                served=self.numbers.served(self.served, number),
+                draws=self.draws[..., number],
+                numbers=None,
+            )
 
 
 @dataclass(frozen=True)
@@ -130,6 +157,10 @@ class Alone:
     deterministic: Array
     # Classification: the mean of its draws [N, K], without a temperature. Regression: its draws [T, N].
     drawn: Array
+
+    def number(self, number: int) -> Alone:
+        """Of several numbers a row, [N, J] and [T, N, J], what it would answer of one."""
+        return Alone(self.deterministic[:, number], self.drawn[..., number])
 
 
 class Artifact:
@@ -147,31 +178,36 @@ class Artifact:
 
         Raises PlacesError where these are of other places than the network's answers.
         """
-        places = [Places.of(output, y) for output, y in zip(self.manifest.outputs, targets, strict=True)]
-        deterministic = self._run(SERVING_DEFAULT, inputs, places)
-        served = self._run(MC_PREDICT, inputs, places)
+        parts = [parts_of(output, y) for output, y in zip(self.manifest.outputs, targets, strict=True)]
+        deterministic = self._run(SERVING_DEFAULT, inputs, parts)
+        served = self._run(MC_PREDICT, inputs, parts)
         return [
             self._of_output(output, own, inputs, deterministic, served)
-            for output, own in zip(self.manifest.outputs, places, strict=True)
+            for output, own in zip(self.manifest.outputs, parts, strict=True)
         ]
 
-    def served(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """What `mc_predict` gives, by its own names; of several places in a row their mean entropies alone."""
-        return self._run(MC_PREDICT, inputs, [None] * len(self.manifest.outputs))
+    def served(self, inputs: Mapping[str, Array], numbers: Sequence[Numbers | None] | None = None) -> dict[str, Array]:
+        """What `mc_predict` gives, by its own names; of several places in a row their mean entropies alone.
 
-    def members(self, inputs: Mapping[str, Array]) -> list[Alone]:
+        numbers: of each output those that are judged, of which the deviations of the draws are wanted alone, [N, J];
+        where a row has other ones, none.
+        """
+        return self._run(MC_PREDICT, inputs, numbers or [None] * len(self.manifest.outputs), are_judged=False)
+
+    def members(self, inputs: Mapping[str, Array], targets: Sequence[Array]) -> list[Alone]:
         """Of each member of an ensemble, with as many draws of its own as the ensemble answers with; none for a single
-        network.
+        network. targets: as of `answers`.
         """
         count = self.manifest.members
         if count == 1:
             return []
-        [output] = self.manifest.outputs
+        [output], [target] = self.manifest.outputs, targets
+        numbers = Numbers.of(output, target)
         network = keras.models.load_model(self._folder / KERAS_FILE, compile=False)
         point = keras.Model(network.input, member_symbols(network, count))
         parts = [
             [keras.ops.convert_to_numpy(values) for values in self._called(point, part)]
-            for part in self._parts(inputs, BATCH_ROWS)
+            for part in self._batches(inputs, BATCH_ROWS)
         ]
         points = [np.concatenate(own) for own in zip(*parts, strict=True)]
         value = temperature(self.manifest, output)
@@ -181,13 +217,19 @@ class Artifact:
             own = [draws[:, member::count] for member in range(count)]
             if output.task == "classification":
                 own = [without_temperature(draws, value) for draws in own]
+            if numbers is not None:
+                own = [numbers.chosen(draws, 2) for draws in own]
             return np.stack(own, axis=1)
 
         drawn = self._draws(output, inputs, summary, self.manifest.num_samples * count)
         if output.task == "classification":
             points = [np.hstack([1 - values, values]) if values.shape[1] == 1 else values for values in points]
             return [Alone(values, drawn[:, member]) for member, values in enumerate(points)]
-        return [Alone(values[:, 0], drawn[:, member].T) for member, values in enumerate(points)]
+        if numbers is not None:
+            points = [numbers.chosen(values) for values in points]
+        else:
+            points = [values[:, 0] for values in points]
+        return [Alone(values, drawn[:, member].swapaxes(0, 1)) for member, values in enumerate(points)]
 
     def _called(self, network: keras.Model, part: Mapping[str, Any]) -> list[Any]:
         rows = [part[item.name] for item in network.inputs]
@@ -196,7 +238,7 @@ class Artifact:
     def _of_output(
         self,
         output: ModelOutput,
-        places: Places | None,
+        parts: Places | Numbers | None,
         inputs: Mapping[str, Array],
         deterministic: Mapping[str, Array],
         served: Mapping[str, Array],
@@ -208,8 +250,12 @@ class Artifact:
             if name.startswith(output.prefix)
         }
         uncalibrated = draws = None
-        if output.task == "regression" and not output.shape:
-            draws = self._draws(output, inputs, lambda values: values).T
+        places = parts if isinstance(parts, Places) else None
+        numbers = parts if isinstance(parts, Numbers) else None
+        if output.task == "regression":
+            draws = self._draws(
+                output, inputs, lambda values: values if numbers is None else numbers.chosen(values, 2), parts=numbers
+            ).swapaxes(0, 1)
         else:
             value = temperature(self.manifest, output)
             if value != 1:
@@ -217,8 +263,8 @@ class Artifact:
                 def summary(values: Array) -> Array:
                     return without_temperature(values if places is None else places.chosen(values, 2), value)
 
-                uncalibrated = self._draws(output, inputs, summary, places=places)
-        return Answers(output, deterministic[output.prefix + key], own, uncalibrated, draws, places)
+                uncalibrated = self._draws(output, inputs, summary, parts=places)
+        return Answers(output, deterministic[output.prefix + key], own, uncalibrated, draws, places, numbers)
 
     def _draws(
         self,
@@ -226,21 +272,29 @@ class Artifact:
         inputs: Mapping[str, Array],
         summary: Any,
         num_samples: int = 0,
-        places: Places | None = None,
+        parts: Places | Numbers | None = None,
     ) -> Array:
         """num_samples: 0 for the manifest's own number."""
         num_samples = num_samples or self.manifest.num_samples
         scalars = {NUM_SAMPLES: tf.constant(num_samples), SEED: tf.constant(self.manifest.seed, tf.int64)}
-        shape = output.shape if places is None else [*places.shape, output.shape[-1]]
+        shape: Sequence[int | None] = output.shape
+        if parts is not None:
+            shape = [*parts.shape, *output.shape[len(parts.shape) :]]
         numbers = num_samples * int(np.prod([size or 1 for size in shape], dtype=int))
         batch = max(1, min(BATCH_ROWS, BATCH_NUMBERS // numbers))
         found = [
             summary(self.signatures[MC_DRAWS](**part, **scalars)[output.prefix + "draws"].numpy())
-            for part in self._parts(inputs, batch)
+            for part in self._batches(inputs, batch)
         ]
         return np.concatenate(found)
 
-    def _run(self, signature: str, inputs: Mapping[str, Array], places: Sequence[Places | None]) -> dict[str, Array]:
+    def _run(
+        self,
+        signature: str,
+        inputs: Mapping[str, Array],
+        parts: Sequence[Places | Numbers | None],
+        are_judged: bool = True,
+    ) -> dict[str, Array]:
         longest = max((size for array in inputs.values() for size in array.shape[1:]), default=1)
         numbers = sum(
             int(np.prod([longest if size is None else size for size in tensor.shape[1:]], dtype=int))
@@ -249,24 +303,29 @@ class Artifact:
         batch = max(1, min(BATCH_ROWS, BATCH_NUMBERS // numbers))
         if signature == MC_PREDICT:
             batch = min(batch, drawn_rows(numbers, self.manifest.num_samples))
-        parts, run = [], self._without_waste(signature, [own is not None for own in places])
-        for number, part in enumerate(self._parts(inputs, batch)):
+        answers, run = [], self._without_waste(signature, are_judged)
+        for number, part in enumerate(self._batches(inputs, batch)):
             found = {name: values.numpy() for name, values in run(**part).items()}
-            for output, own in zip(self.manifest.outputs, places, strict=True):
+            for output, own in zip(self.manifest.outputs, parts, strict=True):
                 if has_places(output):
-                    found = _kept(output, own, found, number * batch)
-            parts.append(found)
-        return finite({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+                    found = _kept(output, own if isinstance(own, Places) else None, found, number * batch)
+                elif isinstance(own, Numbers):
+                    found = _kept_numbers(output, own, found, are_judged)
+            answers.append(found)
+        return finite({name: np.concatenate([part[name] for part in answers]) for name in answers[0]})
 
-    def _without_waste(self, signature: str, keeps_probabilities: Sequence[bool]) -> Any:
-        """The signature without outputs of places that would be thrown away: quantiles of all places take most of the
-        time.
+    def _without_waste(self, signature: str, are_judged: bool) -> Any:
+        """The signature without outputs of places or numbers that would be thrown away: quantiles of all of them take
+        most of the time.
         """
         whole, wasted = self.signatures[signature], set()
-        for output, keeps in zip(self.manifest.outputs, keeps_probabilities, strict=True):
+        for output in self.manifest.outputs:
+            names: tuple[str, ...] = ()
             if has_places(output):
-                names = NOT_KEPT if keeps else ("probabilities", *NOT_KEPT)
-                wasted |= {output.prefix + name for name in names}
+                names = NOT_KEPT if are_judged else ("probabilities", *NOT_KEPT)
+            elif has_numbers(output):
+                names = NOT_KEPT_OF_NUMBERS if are_judged else ("mean", "aleatoric_std", "std", *NOT_KEPT_OF_NUMBERS)
+            wasted |= {output.prefix + name for name in names}
         kept = [tensor.name for tensor in self.manifest.signatures[signature].outputs if tensor.name not in wasted]
         if len(kept) == len(self.manifest.signatures[signature].outputs):
             return whole
@@ -278,7 +337,7 @@ class Artifact:
 
         return tf.function(some, autograph=False).get_concrete_function(**specs)
 
-    def _parts(self, inputs: Mapping[str, Array], batch: int) -> Any:
+    def _batches(self, inputs: Mapping[str, Array], batch: int) -> Any:
         rows = len(next(iter(inputs.values())))
         for start in range(0, rows, batch):
             yield {
@@ -305,6 +364,25 @@ def _kept(output: ModelOutput, places: Places | None, found: Mapping[str, Array]
             kept[name] = flat.mean(axis=1) if places is None else places.mean(flat, first)
         elif own not in ("probabilities", *NOT_KEPT):
             kept[name] = values
+    return kept
+
+
+def _kept_numbers(
+    output: ModelOutput, numbers: Numbers, found: Mapping[str, Array], are_judged: bool
+) -> dict[str, Array]:
+    """The answers [n, ...] to some rows, with the numbers of this output that are judged.
+
+    Raises PlacesError where the rows are judged, and have other numbers.
+    """
+    kept = {}
+    for name, values in found.items():
+        own = name.removeprefix(output.prefix) if name.startswith(output.prefix) else ""
+        if own not in STATISTICS:
+            kept[name] = values
+        elif values.shape[1:] == numbers.shape:
+            kept[name] = numbers.chosen(values)
+        elif are_judged:
+            raise PlacesError(output.name, (numbers.rows, *numbers.shape), (numbers.rows, *values.shape[1:]))
     return kept
 
 

@@ -7,14 +7,15 @@ judged.figures["mc"]["nll"], judged.intervals["mc"]["nll"]
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models import reliability
-from models.contract import NO_CLASS, ModelOutput, Temperature
+from models.contract import NO_CLASS, Manifest, ModelOutput, OutputCalibration, Temperature
 from training import outliers, regression_assessment, scores
 from training.artifact_answers import Alone, Answers, Artifact, has_places
 from training.class_outcomes import Outcomes
@@ -31,6 +32,7 @@ from training.judged import (
     groups,
     with_intervals,
 )
+from training.numbers import Numbers, calibration_of
 from training.outlier_scores import outlier_scores
 from training.selection import risk_coverage
 
@@ -43,41 +45,94 @@ STRANGENESS = ("predictive_entropy", "mutual_information", "epistemic_std", "nov
 class CannotJudge(InputError):
     def __init__(self, name: str, output: ModelOutput) -> None:
         found = f"{name}: output {output.name!r} answers with {output.shape} numbers a row"
-        wanted = "an .npz file whose y has a class for each place" if has_places(output) else "one class or one number"
-        super().__init__(f"{found}; wanted {wanted}")
+        wanted = "a class for each place" if has_places(output) else "all of them"
+        super().__init__(f"{found}; wanted an .npz file whose y has {wanted}")
 
 
 def assess(
     artifact: Artifact, held: HeldOut, named_outliers: Mapping[str, Mapping[str, Array]] | None = None
 ) -> list[Judged]:
-    """Every output, in the manifest's order. Raises CannotJudge.
+    """Every output, in the manifest's order, and of several numbers a row each one by itself. Raises CannotJudge.
 
     named_outliers: inputs by the name of their rows, beside those that are made.
     """
     manifest = artifact.manifest
     for output, y in zip(manifest.outputs, held.targets, strict=True):
-        if y.ndim != max(len(output.shape), 1) or (output.task == "regression" and output.shape):
+        if y.ndim != (len(output.shape) if output.task == "classification" else 1 + len(output.shape)):
             raise CannotJudge(manifest.name, output)
     answers = artifact.answers(held.inputs, held.targets)
     strange = {**outliers.made(manifest, held.inputs), **(named_outliers or {})}
-    strangers = {kind: artifact.served(inputs) for kind, inputs in strange.items()}
+    numbers = [given.numbers for given in answers]
+    strangers = {kind: artifact.served(inputs, numbers) for kind, inputs in strange.items()}
+    members = artifact.members(held.inputs, held.targets)
+    outlier_notes = [f"{name}: {_count(inputs):,} outliers" for name, inputs in (named_outliers or {}).items()]
     found = []
-    members = artifact.members(held.inputs)
     for given, y in zip(answers, held.targets, strict=True):
-        judged = Judged(given.output, manifest.calibrated(given.output), given.places)
-        if manifest.calibration is not None:
-            judged.default_coverage = manifest.calibration.coverage
-        judge = _classification if given.is_classification else regression_assessment.judge
-        judge(judged, given, y, held)
-        judged.members = _members(members, y, given.is_classification)
-        judged.outliers = _outliers(given, strangers)
-        judged.notes += _of_places(judged, held.rows)
-        judged.notes += [f"{name}: {_count(inputs):,} outliers" for name, inputs in (named_outliers or {}).items()]
-        judged.notes += judged.calibration.warnings if judged.calibration is not None else []
-        if judged.calibration is None:
-            judged.notes.append("not calibrated: it was packaged without held-out rows, so no sets and no abstention")
-        found.append(judged)
+        known = manifest.calibrated(given.output)
+        for one in _one_by_one(_Evidence(given, known, y, members, strangers)):
+            judged = _judged(one, held, manifest)
+            judged.notes += _of_places(judged, held.rows) + _of_numbers(given.numbers) + outlier_notes
+            judged.notes += _warnings(judged)
+            found.append(judged)
     return found
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What an output is judged by."""
+
+    answers: Answers
+    calibration: OutputCalibration | None
+    y: Array
+    # Of an ensemble.
+    members: Sequence[Alone]
+    # By kind of outlier: what `mc_predict` says of them.
+    strangers: Mapping[str, Mapping[str, Array]]
+
+
+def _one_by_one(output: _Evidence) -> Iterator[_Evidence]:
+    """The output, or of several numbers a row each one that is judged, as an output of its own."""
+    numbers, prefix = output.answers.numbers, output.answers.output.prefix
+    if numbers is None:
+        yield output
+        return
+    y = numbers.chosen(output.y)
+    for number, answers in enumerate(output.answers.by_number()):
+        yield _Evidence(
+            answers,
+            calibration_of(output.calibration, number),
+            y[:, number],
+            [member.number(number) for member in output.members],
+            {kind: numbers.served(values, number, prefix) for kind, values in output.strangers.items()},
+        )
+
+
+def _judged(evidence: _Evidence, held: HeldOut, manifest: Manifest) -> Judged:
+    answers, y = evidence.answers, evidence.y
+    judged = Judged(answers.output, evidence.calibration, answers.places)
+    if manifest.calibration is not None:
+        judged.default_coverage = manifest.calibration.coverage
+    judge = _classification if answers.is_classification else regression_assessment.judge
+    judge(judged, answers, y, held)
+    judged.members = _members(evidence.members, y, answers.is_classification)
+    judged.outliers = _outliers(answers, evidence.strangers)
+    return judged
+
+
+def _warnings(judged: Judged) -> list[str]:
+    if judged.calibration is None:
+        return ["not calibrated: it was packaged without held-out rows, so no sets and no abstention"]
+    return judged.calibration.warnings
+
+
+def _of_numbers(numbers: Numbers | None) -> list[str]:
+    """What must be known where not all numbers of a row are judged."""
+    if numbers is None or not numbers.left_out:
+        return []
+    every = numbers.judged + numbers.left_out
+    return [
+        f"of the {every:,} numbers of a row the first {numbers.judged} are judged: {numbers.left_out:,} are left out"
+    ]
 
 
 def _of_places(judged: Judged, rows: int) -> list[str]:
@@ -168,7 +223,7 @@ def class_scores(probabilities: Array, kind: str) -> Array:
     return np.take_along_axis(total, not_less - 1, axis=1)
 
 
-def _members(members: list[Alone], y: Array, is_classification: bool) -> dict[str, list[Figures]]:
+def _members(members: Sequence[Alone], y: Array, is_classification: bool) -> dict[str, list[Figures]]:
     if not members:
         return {}
     if is_classification:
@@ -189,7 +244,12 @@ def _outliers(answers: Answers, strangers: Mapping[str, Mapping[str, Array]]) ->
     if answers.places is not None:
         own = {name: values[answers.places.rows_with_class] for name, values in own.items()}
     return {
-        kind: {name: outlier_scores(own[name], strange[prefix + name]) for name in STRANGENESS if name in own}
+        kind: {
+            name: outlier_scores(own[name], strange[prefix + name])
+            for name in STRANGENESS
+            # Rows of another length may have other numbers.
+            if name in own and prefix + name in strange
+        }
         for kind, strange in strangers.items()
     }
 

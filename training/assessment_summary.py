@@ -22,7 +22,7 @@ SHARES = tuple(round(0.1 * number, 1) for number in range(1, 11))
 
 
 def document(manifest: Manifest, held: HeldOut, judged: list[Judged]) -> dict[str, Any]:
-    """For a script. With several outputs each stands under its name in `outputs`."""
+    """For a script. With several outputs, or numbers a row, each stands under its name in `outputs`."""
     head = {
         "model": {"name": manifest.name, "version": str(manifest.version)},
         "data": {"name": held.name, "rows": held.rows, "which": held.described, "subgroup": held.subgroup},

@@ -907,3 +907,21 @@ def test_promises_that_cannot_be_made_are_refused_in_one_line(command, desk, opt
     assert error.count("\n") == 1
     assert found in error
     assert not (desk / "artifacts" / "no-promise").exists()
+
+
+@pytest.mark.parametrize("option", ["--max-error", "--cost-ratio"])
+def test_promises_of_right_answers_are_refused_where_a_row_has_several_numbers(command, desk, option):
+    networks.targets_net().save(desk / "targets.keras")
+    np.savez(desk / "targets.npz", x=np.zeros((20, 4), np.float32), y=np.zeros((20, 3)))
+    options = (
+        "targets.keras",
+        "--name",
+        "targets",
+        "--calibration",
+        "targets.npz",
+        option,
+        2 if "cost" in option else 0.1,
+    )
+    refused(
+        command, desk, *options, reason=f"^error: {option[2:]}: only for classes: the answer of a regression is not"
+    )
