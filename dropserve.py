@@ -829,7 +829,7 @@ def main() -> NoReturn:
         message = str(error)
     except typer.TyperException as error:
         message = error.format_message()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {contract.one_line(message)}", file=sys.stderr)
     sys.exit(2)
 
 

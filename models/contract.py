@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -78,6 +79,9 @@ DEFAULT_COVERAGE = 0.9
 
 # Levels of the quantiles of an UncertaintyReference: ten bins of equal weight.
 REFERENCE_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+# Names in one line of a message at most.
+MAX_LISTED = 20
 
 # Of the CSV files that training reads, and scoring.
 CSV_DELIMITERS = ",;\t"
@@ -395,6 +399,23 @@ def check_name(name: str) -> str:
             "with a letter or digit at both ends"
         )
     return name
+
+
+def visible(name: str) -> str:
+    """A column's name or a label as people are shown it: quoted where not all of it would be seen, as blanks around it."""
+    return name if name and name.isprintable() and name == name.strip() else repr(name)
+
+
+def listed(names: Iterable[str], limit: int = MAX_LISTED) -> str:
+    """Names in one line: the first few, and how many more there are."""
+    shown = [visible(name) for name in names]
+    more = f" and {len(shown) - limit:,} more" if len(shown) > limit else ""
+    return ", ".join(shown[:limit]) + more
+
+
+def one_line(text: str) -> str:
+    """A message without line breaks; blanks within a line stay, as they may be a name's own."""
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 def file_digest(path: Path) -> FileDigest:

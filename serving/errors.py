@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from models.contract import listed
+
 # A message quotes this much of what a caller sent: enough to recognise it, not a payload.
 QUOTE_LENGTH = 48
 
@@ -31,8 +33,7 @@ def quote(value: Any) -> str:
 
 def choices(names: Iterable[str], limit: int = 8) -> str:
     """Names for "wanted one of": the first few."""
-    listed = list(names)
-    return ", ".join(listed[:limit]) + (f", ... ({len(listed)} in all)" if len(listed) > limit else "")
+    return listed(names, limit)
 
 
 class StartError(Exception):

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from models.contract import Feature, Manifest, ModelInput, ModelOutput
+from models.contract import Feature, Manifest, ModelInput, ModelOutput, listed, one_line
 from training import images, tables
 from training.datasets import DATASETS, MISSING, Dataset, load
 from training.errors import InputError
@@ -34,7 +34,7 @@ class HeldOutError(InputError):
     """DATA cannot judge the model. One line: the data, what was found, what is wanted."""
 
     def __init__(self, data: str, found: str) -> None:
-        super().__init__(f"{data}: {' '.join(found.split())}")
+        super().__init__(f"{data}: {one_line(found)}")
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _dataset(
     groups = None
     if subgroup is not None:
         if subgroup not in loaded.columns:
-            raise HeldOutError(data, f"no column {subgroup!r} for subgroups; {_listed(loaded.columns)} wanted")
+            raise HeldOutError(data, f"no column {subgroup!r} for subgroups; {listed(loaded.columns)} wanted")
         values = loaded.x[subgroup] if loaded.kinds else loaded.x[:, loaded.columns.index(subgroup)]
         groups = _groups(data, subgroup, as_written(values[rows]))
     return HeldOut(
@@ -177,7 +177,7 @@ def _file(path: Path, manifest: Manifest, target: str | None, subgroup: str | No
     groups = None
     if subgroup is not None:
         if subgroup not in table.column_names:
-            raise TableError(path, f"no column {subgroup!r} for subgroups; wanted one of {_listed(table.column_names)}")
+            raise TableError(path, f"no column {subgroup!r} for subgroups; wanted one of {listed(table.column_names)}")
         column = tables.plain(path, f"column {subgroup!r}", table.column(subgroup), "categorical")
         groups = _groups(str(path), subgroup, tables.as_texts(column))
     found = HeldOut(path.name, f"all {len(y):,} rows", inputs, [y], subgroup, groups)
@@ -196,7 +196,7 @@ def _table(path: Path, manifest: Manifest) -> pa.Table:
     missing = [name for name in _column_names(manifest) if name not in table.column_names]
     if missing:
         raise TableError(
-            path, f"no column {_listed(missing)}, which {manifest.name} takes; found {_listed(table.column_names)}"
+            path, f"no column {listed(missing)}, which {manifest.name} takes; found {listed(table.column_names)}"
         )
     return table
 
@@ -221,12 +221,12 @@ def _target_name(path: Path, table: pa.Table, manifest: Manifest, target: str | 
     left = [name for name in table.column_names if name not in (*_column_names(manifest), subgroup)]
     if target is None:
         if len(left) != 1:
-            raise TableError(path, f"no target; wanted --target COLUMN, {_listed(left or table.column_names)}")
+            raise TableError(path, f"no target; wanted --target COLUMN, {listed(left or table.column_names)}")
         return left[0]
     if target not in table.column_names:
-        raise TableError(path, f"target {target!r} is not among its columns; wanted one of {_listed(left)}")
+        raise TableError(path, f"target {target!r} is not among its columns; wanted one of {listed(left)}")
     if target in _column_names(manifest):
-        raise TableError(path, f"target {target!r} is what {manifest.name} predicts from; wanted {_listed(left)}")
+        raise TableError(path, f"target {target!r} is what {manifest.name} predicts from; wanted {listed(left)}")
     return target
 
 
@@ -260,7 +260,7 @@ def _classes(data: str, where: str, labels: Array, output: ModelOutput) -> NDArr
     known = {label: number for number, label in enumerate(output.labels or ())}
     for row, label in enumerate(labels):
         if label not in known:
-            raise HeldOutError(data, f"{where}: unknown label {label!r} in row {row + 1}; wanted {_listed(known)}")
+            raise HeldOutError(data, f"{where}: unknown label {label!r} in row {row + 1}; wanted {listed(known)}")
     return np.array([known[label] for label in labels], np.int64)
 
 
@@ -333,8 +333,3 @@ def _shapes(inputs: Mapping[str, tuple[str, list[Any]]]) -> str:
     """A few inputs, for people."""
     shown = [f"{name} {shape}" for name, (_, shape) in inputs.items()]
     return ", ".join(shown[:5]) + (", ..." if len(shown) > 5 else "")
-
-
-def _listed(names: Any) -> str:
-    shown = [str(name) for name in names]
-    return ", ".join(shown[:12]) + (f", ... ({len(shown)} in all)" if len(shown) > 12 else "")

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from models.contract import ArtifactError, Manifest, model_names, read_manifest, verify, versions
+from models.contract import ArtifactError, Manifest, listed, model_names, read_manifest, verify, versions
 from training.errors import InputError
 
 
@@ -44,10 +44,10 @@ def published(repository: Path, name: str, version: int | None) -> Path:
     """The folder of a model's version, the newest where none is asked for. Raises NotPublished."""
     found = versions(repository, name)
     if not found:
-        known = ", ".join(model_names(repository)) or "none (`dropserve train sonar` makes one)"
+        known = listed(model_names(repository)) or "none (`dropserve train sonar` makes one)"
         raise NotPublished(repository, f"no model {name!r}, found {known}")
     if version is not None and version not in found:
-        known = ", ".join(map(str, found))
+        known = listed(map(str, found))
         raise NotPublished(repository, f"model {name!r} has no version {version}, wanted one of {known}")
     return repository / name / str(found[-1] if version is None else version)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.stats import fisher_exact
 from sklearn.metrics import confusion_matrix
 
-from models.contract import MC_DRAWS, MIN_NUM_SAMPLES, NUM_SAMPLES, SEED, TrainingData
+from models.contract import MC_DRAWS, MIN_NUM_SAMPLES, NUM_SAMPLES, SEED, TrainingData, listed, visible
 from models.sampling import some
 from training import trust_sections
 from training.artifact_answers import Artifact
@@ -154,7 +154,7 @@ def plain_words(evidence: Evidence, drawn: Drawn) -> str:
     order = np.argsort(drawn.doubt, kind="stable")
     certain, uncertain = order[:half], order[len(order) - half :]
     if data.task == "classification":
-        classes = f"{len(data.labels)} classes" if len(data.labels) > 5 else ", ".join(data.labels)
+        classes = f"{len(data.labels)} classes" if len(data.labels) > 5 else listed(data.labels)
         accuracy = metrics["accuracy"]
         said.append(
             f"tell {data.target} ({classes}). Of {count:,} test rows that it never saw it gets "
@@ -434,7 +434,7 @@ def settings(evidence: Evidence) -> Section:
         ["of them to train / calibrate / test", " / ".join(f"{part:,}" for part in split_sizes(described_data))],
         ["target", data.target],
         ["task", data.task],
-        *([["classes", ", ".join(data.labels)]] if data.labels else []),
+        *([["classes", listed(data.labels, len(data.labels))]] if data.labels else []),
         ["SHA-256 of the data", described_data.sha256],
     ]
     recipe = {**asdict(evidence.variants[0].recipe), "training seed": evidence.training_seed}
@@ -457,13 +457,11 @@ def columns(data: Dataset, rows: Split) -> list[Grid]:
         return []
     lines = []
     for feature in features[:MAX_COLUMNS]:
-        seen = "" if feature.categories is None else ", ".join(feature.categories[:8])
-        if feature.categories is not None and len(feature.categories) > 8:
-            seen += f", ... ({len(feature.categories)} in all)"
+        seen = "" if feature.categories is None else listed(feature.categories, 8)
         if feature.minimum is not None and feature.maximum is not None:
             seen = f"{feature.minimum:g} to {feature.maximum:g} {feature.unit or ''}".strip()
-        lines.append([feature.name, f"{feature.kind}, nullable" if feature.nullable else feature.kind, seen])
-    lines += [[name, "ignored", reason] for name, reason in data.ignored]
+        lines.append([visible(feature.name), f"{feature.kind}, nullable" if feature.nullable else feature.kind, seen])
+    lines += [[visible(name), "ignored", reason] for name, reason in data.ignored]
     more = f" The first {MAX_COLUMNS} of {len(features)}." if len(features) > MAX_COLUMNS else ""
     return [Grid(["column", "type", "in the training rows"], lines, f"Columns.{more}")]
 

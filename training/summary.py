@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
 from models import findings
+from models.contract import listed, visible
 from training.datasets import MISSING, Dataset
 from training.pipeline import Published
 from training.scores import share_error
@@ -24,7 +24,7 @@ def understood(data: Dataset) -> str:
         what = (
             f"has {len(data.labels)} classes ({'binary' if len(data.labels) == 2 else 'multi-class'} classification): "
         )
-        what += listed(data.labels)
+        what += listed(data.labels, SHOWN)
     return f"{data.name}: {len(data.x):,} rows; the target {data.target!r} {what}"
 
 
@@ -40,22 +40,16 @@ def columns(data: Dataset) -> Table:
         kind = kinds.get(name, "numeric")
         missing = values == MISSING if kind == "categorical" else np.isnan(values)
         if kind == "categorical":
-            seen = listed(sorted(set(values.tolist()) - {MISSING}))
+            seen = listed(sorted(set(values.tolist()) - {MISSING}), SHOWN)
         elif kind == "boolean":
             seen = "false, true"
         else:
             seen = f"{np.fmin.reduce(values):g} to {np.fmax.reduce(values):g}"
         described = f"{kind}, nullable" if name in data.nullable else kind
-        table.add_row(name, described, seen, f"{int(missing.sum()):,}" if missing.any() else "")
+        table.add_row(visible(name), described, seen, f"{int(missing.sum()):,}" if missing.any() else "")
     for name, reason in data.ignored:
-        table.add_row(name, "ignored", reason, "")
+        table.add_row(visible(name), "ignored", reason, "")
     return table
-
-
-def listed(names: Sequence[str]) -> str:
-    """A few names, and how many there are where that is more."""
-    few = ", ".join(names[:SHOWN])
-    return few if len(names) <= SHOWN else f"{few}, ... ({len(names):,} in all)"
 
 
 def document(published: Published) -> dict[str, Any]:

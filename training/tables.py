@@ -6,6 +6,7 @@ Columns stay Arrow's until they are float32: no Python object is made for a numb
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from models.contract import NotUtf8, Task, csv_delimiter, not_utf8
+from models.contract import NotUtf8, Task, csv_delimiter, listed, not_utf8, one_line, visible
 from training.datasets import MISSING, Dataset, Kind
 from training.errors import InputError
 
@@ -50,7 +51,7 @@ class TableError(InputError):
     """A table cannot train a network. One line: the file, the column, what was found, what is wanted."""
 
     def __init__(self, path: Path, found: str) -> None:
-        super().__init__(f"{path}: {' '.join(found.split())}")
+        super().__init__(f"{path}: {one_line(found)}")
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def read(
     types = types or {}
     left_out = {column for column, given in types.items() if given.ignored}
     table = file_columns(path, left_out, {column for column, given in types.items() if given.kind == "categorical"})
-    wanted = f"wanted one of {', '.join(table.column_names)}"
+    wanted = f"wanted one of {listed(table.column_names)}"
     if target is None:
         raise TableError(path, f"no target; wanted --target COLUMN, {wanted.removeprefix('wanted ')}")
     if target not in table.column_names:
@@ -104,7 +105,7 @@ def read(
         raise TableError(path, f"column {target!r} is the target; wanted --task for it, not --type")
     for column in types:
         if column not in table.column_names and column not in left_out:
-            raise TableError(path, f"--type {column}: not among its columns; {wanted}")
+            raise TableError(path, f"--type {visible(column)}: not among its columns; {wanted}")
     if table.num_rows < MIN_ROWS:
         raise TableError(path, f"{table.num_rows or 'no'} rows; wanted at least {MIN_ROWS}")
     answers = _Target.read(path, target, table.column(target), task)
@@ -159,7 +160,7 @@ def file_columns(path: Path, left_out: set[str], texts: Collection[str] = ()) ->
         if names.count(column) > 1:
             raise TableError(path, f"column {column!r} is there {names.count(column)} times; wanted a name of its own")
     if all(re.match(_NUMBER, column) for column in names):
-        raise TableError(path, f"its header is {', '.join(names[:3])}, which are values; wanted the columns' names")
+        raise TableError(path, f"its header is {listed(names, 3)}, which are values; wanted the columns' names")
     return table.drop_columns([column for column in names if column in left_out])
 
 
@@ -202,16 +203,16 @@ class _Column:
         column = plain(path, where, column, given.kind)
         present = _present(column)
         if len(present) == 0:
-            raise TableError(path, f"{where}: no values; leave it out with --type {name}=ignored")
+            raise TableError(path, f"{where}: no values; leave it out with {_as_option(name, IGNORED)}")
         holes = len(present) < len(column)
         distinct = pc.count_distinct(present).as_py()
         if distinct == 1 and not holes:
             raise TableError(
                 path,
                 f"{where}: {present[0].as_py()!r} in every row, which tells nothing; "
-                f"leave it out with --type {name}=ignored",
+                f"leave it out with {_as_option(name, IGNORED)}",
             )
-        kind = given.kind or _kind(path, where, column, present, f"--type {name}=categorical")
+        kind = given.kind or _kind(path, where, column, present, _as_option(name, "categorical"))
         if kind == "categorical":
             if given.kind is None and distinct == len(present) > 1:
                 return f"{distinct:,} texts, none of them twice"
@@ -397,7 +398,7 @@ def _check_spread(path: Path, name: str, numbers: NDArray[np.float32]) -> None:
         raise TableError(
             path,
             f"column {name!r}: {least:g} to {most:g}, the same number in float32; wanted it in another unit or from "
-            f"another origin, --type {name}=categorical, or --type {name}=ignored",
+            f"another origin, {_as_option(name, 'categorical')}, or {_as_option(name, IGNORED)}",
         )
 
 
@@ -454,6 +455,12 @@ def _is_number(found: pa.DataType) -> bool:
 
 def _is_text(found: pa.DataType) -> bool:
     return pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)
+
+
+def _as_option(column: str, kind: str) -> str:
+    """The option that gives the column this type, as a shell takes it."""
+    given = f"{column}={kind}"
+    return f"--type {shlex.quote(given) if given.isprintable() else repr(given)}"
 
 
 def _row(where: NDArray[np.bool_]) -> int:

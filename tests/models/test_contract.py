@@ -20,11 +20,14 @@ from models.contract import (
     Manifest,
     check_name,
     csv_delimiter,
+    listed,
     manifest_bytes,
     model_names,
+    one_line,
     read_manifest,
     verify,
     versions,
+    visible,
 )
 
 FILES = [
@@ -189,6 +192,38 @@ def test_names_that_are_allowed(name):
 def test_names_that_are_refused(name):
     with pytest.raises(ArtifactError, match="wanted 1 to 63 lower-case letters"):
         check_name(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("size of [x]", "size of [x]"),
+        ("größe, 'm²'", "größe, 'm²'"),
+        ("", "''"),
+        (" size", "' size'"),
+        ("size\t", r"'size\t'"),
+        ("a\nb", r"'a\nb'"),
+        ("\ufeffsize", r"'\ufeffsize'"),
+        ("no\xa0break", r"'no\xa0break'"),
+        ("\x1b[31mred", r"'\x1b[31mred'"),
+        ("\ud800", r"'\ud800'"),
+    ],
+)
+def test_names_are_quoted_where_not_all_of_them_would_be_seen(name, shown):
+    assert visible(name) == shown
+    assert listed(["a", name]) == f"a, {shown}"
+
+
+def test_of_many_names_the_first_are_listed_and_the_others_counted():
+    names = [f"c{number}" for number in range(3000)]
+    assert listed(names[:3], 3) == "c0, c1, c2"
+    assert listed(names[:4], 3) == "c0, c1, c2 and 1 more"
+    assert listed(names) == ", ".join(names[:20]) + " and 2,980 more"
+    assert listed([]) == ""
+
+
+def test_a_message_is_one_line_whose_own_blanks_stay():
+    assert one_line("found 'a  b',\r\n   wanted:\n\n\tc\u2028d\n") == "found 'a  b', wanted: c d"
 
 
 def test_versions_are_whole_numbers_only(tmp_path):

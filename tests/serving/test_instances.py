@@ -56,6 +56,14 @@ def test_lists_and_objects_give_the_same_matrix():
     np.testing.assert_array_equal(objects, lists)
 
 
+def test_names_whose_blanks_hide_are_quoted():
+    columns = [numeric(name) for name in ("a ", "b\xa0", "c")]
+    blank = ModelInput(name="features", dtype="float32", shape=[3], features=columns)
+    with pytest.raises(InvalidInstance) as refused:
+        reader(blank).read([{"a": 1}])
+    assert refused.value.wanted == r"one of 'a ', 'b\xa0', c"
+
+
 def test_null_and_absent_names_are_missing_values_in_nullable_columns_only():
     by_list = reader(NULLABLE).read([[1, None, 3], [1, 2, 3]])["features"]
     by_name = reader(NULLABLE).read([{"a": 1, "c": 3}, {"a": 1, "b": 2, "c": 3}])["features"]

@@ -423,6 +423,11 @@ BAD = {
     "a target that is not there": (["guests", "rows.csv", "--target", "back"], guests(3), ["'back'", "returns"]),
     "an input as target": (["guests", "rows.csv", "--target", "town"], guests(3), ["'town'", "predicts from"]),
     "a missing column": (["guests", "rows.csv"], "age,town,returns\n1,Ulm,yes\n", ["no column member, visits"]),
+    "blanks around names": (
+        ["guests", "rows.csv"],
+        guests(3).replace("town", " town").replace("floor", "floor "),
+        ["no column town, which", "found age, ' town', member, visits, returns, 'floor '"],
+    ),
     "a subgroup that is not there": (
         ["guests", "rows.csv", "--target", "returns", "--subgroup", "wing"],
         guests(3),

@@ -202,6 +202,21 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
     "too few rows": ([HEADER, *GOOD[:9]], {}, "9 rows; wanted at least 10"),
     "no target": ([HEADER, *GOOD], {"target": None}, "no target; wanted --target COLUMN, one of size, rooms, garden"),
     "missing target": ([HEADER, *GOOD], {"target": "price"}, "target 'price' is not among its columns; wanted one of"),
+    "blanks around a column's name": (
+        [" size,rooms ,gar\xa0den,kind\u200b", *GOOD],
+        {"target": "size"},
+        "target 'size' is not among its columns; wanted one of ' size', 'rooms ', 'gar\\xa0den', 'kind\\u200b'",
+    ),
+    "blanks around a column that tells nothing": (
+        ["  size ,kind", *(f"1,{'ab'[number % 2]}" for number in range(20))],
+        {},
+        "column '  size ': 1 in every row, which tells nothing; leave it out with --type '  size =ignored'",
+    ),
+    "a column's name with a line break": (
+        ['"si\nze",kind', *(f"1,{'ab'[number % 2]}" for number in range(20))],
+        {},
+        "column 'si\\nze': 1 in every row, which tells nothing; leave it out with --type 'si\\nze=ignored'",
+    ),
     "no header": (GOOD, {}, "target 'kind' is not among its columns"),
     "numbers as header": (["1,2,3", *(["4,5,6"] * 12)], {"target": "1"}, "its header is 1, 2, 3, which are values"),
     "duplicate columns": (["a,a,kind", *["1,2,x"] * 12], {}, "column 'a' is there 2 times; wanted a name of its own"),
@@ -258,6 +273,11 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
         [HEADER, *(line + ("" if number < 18 else " ") for number, line in enumerate(GOOD))],
         {},
         "target 'kind': the classes 'a' and 'a ' differ only in blanks; wanted one spelling of each",
+    ),
+    "classes that differ in a second blank": (
+        columns(y=["not  here", "not here", "here", "there"] * 5),
+        {"target": "y"},
+        "target 'y': the classes 'not  here' and 'not here' differ only in blanks",
     ),
     "classes that differ in no-break spaces": (
         columns(y=["not\xa0here", "not here", "here", "there"] * 5),
