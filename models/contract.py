@@ -402,7 +402,7 @@ def check_name(name: str) -> str:
 
 
 def visible(name: str) -> str:
-    """A column's name or a label as people are shown it: quoted where not all of it would be seen, as blanks around it."""
+    """A column's name or a label as people are shown it: quoted where not all would be seen, as a blank at its end."""
     return name if name and name.isprintable() and name == name.strip() else repr(name)
 
 

@@ -461,8 +461,10 @@ def columns(data: Dataset, rows: Split) -> list[Grid]:
         if feature.minimum is not None and feature.maximum is not None:
             seen = f"{feature.minimum:g} to {feature.maximum:g} {feature.unit or ''}".strip()
         lines.append([visible(feature.name), f"{feature.kind}, nullable" if feature.nullable else feature.kind, seen])
-    lines += [[visible(name), "ignored", reason] for name, reason in data.ignored]
-    more = f" The first {MAX_COLUMNS} of {len(features)}." if len(features) > MAX_COLUMNS else ""
+    lines += [[visible(name), "ignored", reason] for name, reason in data.ignored[:MAX_COLUMNS]]
+    more = f" The first {MAX_COLUMNS} of {len(features):,}." if len(features) > MAX_COLUMNS else ""
+    if len(data.ignored) > MAX_COLUMNS:
+        more += f" Of {len(data.ignored):,} ignored ones the first {MAX_COLUMNS}."
     return [Grid(["column", "type", "in the training rows"], lines, f"Columns.{more}")]
 
 

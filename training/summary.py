@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from training.scores import share_error
 
 # Categories and classes that a line names.
 SHOWN = 5
+# Columns that the table has rows for, and of those that are ignored.
+SHOWN_COLUMNS, SHOWN_IGNORED = 30, 10
 
 
 def understood(data: Dataset) -> str:
@@ -34,8 +37,8 @@ def columns(data: Dataset) -> Table:
     for heading in ("column", "type", "values"):
         table.add_column(heading)
     table.add_column("missing", justify="right")
-    kinds = dict(data.kinds)
-    for number, name in enumerate(data.columns):
+    kinds, nullable = dict(data.kinds), set(data.nullable)
+    for number, name in enumerate(data.columns[:SHOWN_COLUMNS]):
         values = data.x[name] if data.kinds else data.x[:, number]
         kind = kinds.get(name, "numeric")
         missing = values == MISSING if kind == "categorical" else np.isnan(values)
@@ -45,10 +48,16 @@ def columns(data: Dataset) -> Table:
             seen = "false, true"
         else:
             seen = f"{np.fmin.reduce(values):g} to {np.fmax.reduce(values):g}"
-        described = f"{kind}, nullable" if name in data.nullable else kind
+        described = f"{kind}, nullable" if name in nullable else kind
         table.add_row(visible(name), described, seen, f"{int(missing.sum()):,}" if missing.any() else "")
-    for name, reason in data.ignored:
+    if others := data.columns[SHOWN_COLUMNS:]:
+        found = Counter(f"{'nullable ' * (name in nullable)}{kinds.get(name, 'numeric')}" for name in others)
+        what = ", ".join(f"{count:,} {kind}" for kind, count in found.most_common())
+        table.add_row(f"and {len(others):,} more", "", what, "")
+    for name, reason in data.ignored[:SHOWN_IGNORED]:
         table.add_row(visible(name), "ignored", reason, "")
+    if len(data.ignored) > SHOWN_IGNORED:
+        table.add_row(f"and {len(data.ignored) - SHOWN_IGNORED:,} more", "ignored", "", "")
     return table
 
 

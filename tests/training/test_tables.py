@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from training import tables
+from training import summary, tables
 from training.errors import InputError
 from training.plan import plan
 from training.recipes import recipe_of
@@ -389,6 +389,22 @@ def test_another_encoding_far_down_a_file_is_found(tmp_path, types):
     path.write_text("\n".join(["name,size,kind", *lines]), encoding="latin-1")
     with pytest.raises(TableError, match=r"names\.csv: not UTF-8 text \(byte 0xe4 in line 4001\); wanted a CSV file"):
         read(path, "kind", *types)
+
+
+def test_of_many_columns_a_few_are_shown_and_the_others_counted_by_type(tmp_path):
+    numbers = {f"n{number}": np.arange(20) + number for number in range(1200)}
+    holes = {f"h{number}": [None, *range(19)] for number in range(97)}
+    texts = {f"t{number}": ["u", "v"] * 10 for number in range(103)}
+    names = {f"id{number}": [f"{number}-{row}" for row in range(20)] for number in range(12)}
+    path = parquet(tmp_path, **numbers, **holes, **texts, **names, kind=["a", "b"] * 10)
+    shown = summary.columns(read(path))
+    column, kind, values, _ = (list(column.cells) for column in shown.columns)
+    assert column[:31] == [*(f"n{number}" for number in range(30)), "and 1,370 more"]
+    assert values[30] == "1,170 numeric, 103 categorical, 97 nullable numeric"
+    assert column[31:] == [*(f"id{number}" for number in range(10)), "and 2 more"]
+    assert kind[31:] == ["ignored"] * 11
+    with pytest.raises(TableError, match=r"wanted one of n0, .*, n19 and 1,393 more$"):
+        read(path, "price")
 
 
 def test_model_is_called_as_the_file_and_trained_by_its_size(tmp_path):
