@@ -218,7 +218,8 @@ def _inputs(path: Path, table: pa.Table, manifest: Manifest) -> dict[str, Array]
 
 def _target_name(path: Path, table: pa.Table, manifest: Manifest, target: str | None, subgroup: str | None) -> str:
     """The target where it is named, or where it is the only column left."""
-    left = [name for name in table.column_names if name not in (*_column_names(manifest), subgroup)]
+    taken = {*_column_names(manifest), *tables.index_columns(table), subgroup}
+    left = [name for name in table.column_names if name not in taken]
     if target is None:
         if len(left) != 1:
             raise TableError(path, f"no target; wanted --target COLUMN, {listed(left or table.column_names)}")

@@ -96,7 +96,8 @@ def read(
     types = types or {}
     left_out = {column for column, given in types.items() if given.ignored}
     table = file_columns(path, left_out, {column for column, given in types.items() if given.kind == "categorical"})
-    wanted = f"wanted one of {listed(table.column_names)}"
+    indices = index_columns(table)
+    wanted = f"wanted one of {listed(name for name in table.column_names if name not in indices)}"
     if target is None:
         raise TableError(path, f"no target; wanted --target COLUMN, {wanted.removeprefix('wanted ')}")
     if target not in table.column_names:
@@ -111,7 +112,9 @@ def read(
     answers = _Target.read(path, target, table.column(target), task)
     columns, ignored = [], dict.fromkeys(sorted(left_out), "as asked")
     for column in table.column_names:
-        if column != target:
+        if column in indices and column != target and column not in types:
+            ignored[column] = "index of a pandas table"
+        elif column != target:
             read_column = _Column.read(path, column, table.column(column), types.get(column, ColumnType()))
             if isinstance(read_column, str):
                 ignored[column] = read_column
@@ -184,6 +187,17 @@ def _csv(path: Path, texts: Collection[str]) -> pa.Table:
 def _parquet(path: Path) -> pa.Table:
     # As a file: a path may be taken for a data set of many files, with columns of its own in the path.
     return pyarrow.parquet.ParquetFile(path).read()
+
+
+def index_columns(table: pa.Table) -> set[str]:
+    """Columns that number or name the rows of the pandas table that a Parquet file was made of, as the file says."""
+    try:
+        found = table.schema.pandas_metadata
+    except ValueError:
+        return set()
+    names = found.get("index_columns") if isinstance(found, dict) else None
+    # A range's is no column, and described by an object.
+    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
 
 
 @dataclass(frozen=True)

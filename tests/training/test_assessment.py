@@ -8,6 +8,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pandas
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -354,6 +355,12 @@ def arrays_of_guests(**changes):
         "y": np.array(["no", "yes", "yes", "no"]),
     }
     return {**usual, **changes}
+
+
+def test_index_of_a_pandas_table_is_no_target(desk, judged):
+    rows = pandas.read_csv(desk / "new.csv", dtype={"town": str})
+    rows[rows.index != 7].drop(columns="floor").to_parquet(desk / "filtered.parquet")
+    assert judged("guests", "filtered.parquet")["data"]["rows"] == len(rows) - 1
 
 
 def test_arrays_may_miss_what_the_table_missed(desk, judged):

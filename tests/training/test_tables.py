@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import numpy as np
+import pandas
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -389,6 +390,31 @@ def test_another_encoding_far_down_a_file_is_found(tmp_path, types):
     path.write_text("\n".join(["name,size,kind", *lines]), encoding="latin-1")
     with pytest.raises(TableError, match=r"names\.csv: not UTF-8 text \(byte 0xe4 in line 4001\); wanted a CSV file"):
         read(path, "kind", *types)
+
+
+@pytest.mark.parametrize("name", [None, "patient"])
+def test_index_of_a_pandas_table_is_no_feature_unless_asked_for(tmp_path, name):
+    path = tmp_path / "homes.parquet"
+    frame = pandas.DataFrame(columns(rooms=[1, 2] * 10))
+    # Filtered, as most tables once were: a whole range is kept in the file's metadata alone.
+    frame[frame["size"] != 3].rename_axis(name).to_parquet(path)
+    column = name or "__index_level_0__"
+    assert column in pyarrow.parquet.read_schema(path).names
+    data = read(path)
+    assert data.columns == ("size", "rooms")
+    assert data.ignored == ((column, "index of a pandas table"),)
+    assert read(path, "kind", f"{column}=numeric").columns == ("size", "rooms", column)
+    assert read(path, column, task="regression").columns == ("size", "rooms", "kind")
+    with pytest.raises(TableError, match=r"wanted one of size, rooms, kind$"):
+        read(path, "price")
+
+
+@pytest.mark.parametrize("said", [b"{", b"[]", b"{}", b'{"index_columns": 3}', b'{"index_columns": [3, "elsewhere"]}'])
+def test_what_a_file_says_of_its_index_need_not_make_sense(tmp_path, said):
+    table = pa.table(columns()).replace_schema_metadata({b"pandas": said})
+    pyarrow.parquet.write_table(table, tmp_path / "homes.parquet")
+    data = read(tmp_path / "homes.parquet")
+    assert (data.columns, data.ignored) == (("size",), ())
 
 
 def test_of_many_columns_a_few_are_shown_and_the_others_counted_by_type(tmp_path):
