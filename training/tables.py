@@ -5,6 +5,7 @@ Columns stay Arrow's until they are float32: no Python object is made for a numb
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from collections.abc import Collection, Mapping
@@ -40,6 +41,8 @@ _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 _COMMA_NUMBER = r"^\s*[+-]?((\d{1,3}(\.\d{3})+|\d*),\d+|\d{1,3}(,\d{3})+(\.\d*)?)([eE][+-]?\d+)?\s*$"
 # Of Arrow's message where a column that must be text is in another encoding.
 _INVALID_TEXT = "invalid UTF8"
+# And where a row has more values than the header, or fewer.
+_RAGGED = " columns, got "
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # TensorFlow takes smaller numbers than float32's least normal one for 0.
 _LEAST_SPREAD = 100 * float(np.finfo(np.float32).tiny)
@@ -168,20 +171,43 @@ def file_columns(path: Path, left_out: set[str], texts: Collection[str] = ()) ->
 
 
 def _csv(path: Path, texts: Collection[str]) -> pa.Table:
+    options = pyarrow.csv.ParseOptions(delimiter=csv_delimiter(path), newlines_in_values=True)
     try:
         table = pyarrow.csv.read_csv(
             path,
-            parse_options=pyarrow.csv.ParseOptions(delimiter=csv_delimiter(path), newlines_in_values=True),
+            parse_options=options,
             convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string())),
         )
     except pa.ArrowInvalid as error:
         if _INVALID_TEXT in str(error):
             raise not_utf8(path) from error
+        if _RAGGED in str(error):
+            raise _Ragged.read(path, options) from error
         raise
     # Where nobody asked for a type, text that is none has become bytes.
     if any(pa.types.is_binary(field.type) for field in table.schema):
         raise not_utf8(path)
     return table
+
+
+class _Ragged(TableError):
+    @classmethod
+    def read(cls, path: Path, options: pyarrow.csv.ParseOptions) -> _Ragged:
+        """What is wrong with a file that Arrow found to be ragged: its first such row."""
+        found = "rows of more values than columns, or of fewer"
+
+        def note(row: pyarrow.csv.InvalidRow) -> str:
+            nonlocal found
+            # The header is Arrow's first row.
+            number = f"{row.number - 1:,}"
+            found = f"row {number}: {row.actual_columns:,} values found, {row.expected_columns:,} wanted"
+            return "error"
+
+        options.invalid_row_handler = note
+        with contextlib.suppress(pa.ArrowInvalid):
+            # Rows are numbered only where one thread reads them.
+            pyarrow.csv.read_csv(path, read_options=pyarrow.csv.ReadOptions(use_threads=False), parse_options=options)
+        return cls(path, f"{found}, one for each column")
 
 
 def _parquet(path: Path) -> pa.Table:

@@ -222,7 +222,12 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
     "numbers as header": (["1,2,3", *(["4,5,6"] * 12)], {"target": "1"}, "its header is 1, 2, 3, which are values"),
     "duplicate columns": (["a,a,kind", *["1,2,x"] * 12], {}, "column 'a' is there 2 times; wanted a name of its own"),
     "nameless column": (["a,,kind", *["1,2,x"] * 12], {}, "column 2 has no name"),
-    "ragged": (changed(7, "1,2"), {}, "cannot be read as CSV (CSV parse error: Expected 4 columns, got 2"),
+    "ragged": (changed(7, "1,2"), {}, "homes.csv: row 8: 2 values found, 4 wanted, one for each column"),
+    "ragged far down, after values of two lines": (
+        [HEADER, *(f'{number},1,"yes\n\nno",{"ab"[number % 2]}' for number in range(1, 1800)), "", "1,2,yes,a,,"],
+        {},
+        "homes.csv: row 1,800: 6 values found, 4 wanted, one for each column",
+    ),
     "text among numbers": (
         changed(7, "about 9,1,yes,a"),
         {},
