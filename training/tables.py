@@ -240,7 +240,7 @@ class _Column:
     def read(cls, path: Path, name: str, column: pa.ChunkedArray, given: ColumnType) -> _Column | str:
         """The column, or why it is ignored."""
         where = f"column {name!r}"
-        column = plain(path, where, column, given.kind)
+        column = plain(path, where, column, given.kind, f", or {_as_option(name, IGNORED)}")
         present = _present(column)
         if len(present) == 0:
             raise TableError(path, f"{where}: no values; leave it out with {_as_option(name, IGNORED)}")
@@ -340,8 +340,11 @@ def _check_spelling(path: Path, where: str, labels: tuple[str, ...]) -> None:
             )
 
 
-def plain(path: Path, where: str, column: pa.ChunkedArray, kind: Kind | None) -> pa.ChunkedArray:
-    """The column without Arrow's encodings; TableError for a type that is no number, boolean or text."""
+def plain(path: Path, where: str, column: pa.ChunkedArray, kind: Kind | None, remedy: str = "") -> pa.ChunkedArray:
+    """The column without Arrow's encodings; TableError for a type that is no number, boolean or text.
+
+    remedy: what else the error is to offer.
+    """
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     found = column.type
@@ -359,9 +362,7 @@ def plain(path: Path, where: str, column: pa.ChunkedArray, kind: Kind | None) ->
                 return column.cast(pa.string())
             except pa.ArrowInvalid as error:
                 raise TableError(path, f"{where}: bytes that are no text in UTF-8; wanted texts") from error
-        raise TableError(
-            path, f"{where}: its type is {found}; wanted numbers, booleans or texts, or --type ...=ignored"
-        )
+        raise TableError(path, f"{where}: its type is {found}; wanted numbers, booleans or texts{remedy}")
     return column
 
 

@@ -317,7 +317,12 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
     "dates": (
         columns(when=[datetime.datetime(2026, 1, 1 + day) for day in range(20)]),
         {},
-        "column 'when': its type is timestamp[us]; wanted numbers, booleans or texts",
+        "column 'when': its type is timestamp[us]; wanted numbers, booleans or texts, or --type when=ignored",
+    ),
+    "dates of a CSV file": (
+        ["signed on,kind", *(f"2026-01-{day},{'ab'[day % 2]}" for day in range(10, 30))],
+        {},
+        "column 'signed on': its type is date32[day]; wanted numbers, booleans or texts, or --type 'signed on=ignored'",
     ),
     "bytes that are no text": (
         columns(raw=[b"\xff\xfe", b"a"] * 10),
@@ -420,6 +425,12 @@ def test_what_a_file_says_of_its_index_need_not_make_sense(tmp_path, said):
     pyarrow.parquet.write_table(table, tmp_path / "homes.parquet")
     data = read(tmp_path / "homes.parquet")
     assert (data.columns, data.ignored) == (("size",), ())
+
+
+def test_dates_as_the_target_cannot_be_left_out(tmp_path):
+    path = csv(tmp_path, "size,signed", *(f"{day},2026-01-{day}" for day in range(10, 30)))
+    with pytest.raises(TableError, match=r"target 'signed': its type is date32\[day\]; wanted [a-z, ]*$"):
+        read(path, "signed")
 
 
 def test_of_many_columns_a_few_are_shown_and_the_others_counted_by_type(tmp_path):
