@@ -218,12 +218,17 @@ def _inputs(path: Path, table: pa.Table, manifest: Manifest) -> dict[str, Array]
 
 def _target_name(path: Path, table: pa.Table, manifest: Manifest, target: str | None, subgroup: str | None) -> str:
     """The target where it is named, or where it is the only column left."""
-    taken = {*_column_names(manifest), *tables.index_columns(table), subgroup}
-    left = [name for name in table.column_names if name not in taken]
+    indices = tables.index_columns(table)
+    left = [name for name in table.column_names if name not in (*_column_names(manifest), *indices)]
+    if not left and target not in indices:
+        raise TableError(
+            path, f"no column beside those that {manifest.name} predicts from; wanted one with the answers"
+        )
     if target is None:
-        if len(left) != 1:
-            raise TableError(path, f"no target; wanted --target COLUMN, {listed(left or table.column_names)}")
-        return left[0]
+        others = [name for name in left if name != subgroup]
+        if len(others) != 1:
+            raise TableError(path, f"no target; wanted --target COLUMN, {listed(left)}")
+        return others[0]
     if target not in table.column_names:
         raise TableError(path, f"target {target!r} is not among its columns; wanted one of {listed(left)}")
     if target in _column_names(manifest):

@@ -430,6 +430,21 @@ BAD = {
     "a target that is not there": (["guests", "rows.csv", "--target", "back"], guests(3), ["'back'", "returns"]),
     "an input as target": (["guests", "rows.csv", "--target", "town"], guests(3), ["'town'", "predicts from"]),
     "a missing column": (["guests", "rows.csv"], "age,town,returns\n1,Ulm,yes\n", ["no column member, visits"]),
+    "nothing left but the subgroups": (
+        ["guests", "rows.csv", "--subgroup", "floor"],
+        "age,town,member,visits,floor\n30,Ulm,true,3,up\n",
+        ["no target; wanted --target COLUMN, floor\n"],
+    ),
+    "nothing left": (
+        ["guests", "rows.csv", "--subgroup", "town"],
+        "age,town,member,visits\n30,Ulm,true,3\n",
+        ["no column beside those that guests predicts from; wanted one with the answers\n"],
+    ),
+    "nothing left, and an input as target": (
+        ["guests", "rows.csv", "--target", "town"],
+        "age,town,member,visits\n30,Ulm,true,3\n",
+        ["no column beside those that guests predicts from; wanted one with the answers\n"],
+    ),
     "blanks around names": (
         ["guests", "rows.csv"],
         guests(3).replace("town", " town").replace("floor", "floor "),
@@ -471,7 +486,7 @@ def test_bad_input_is_one_line_and_exit_code_2(desk, command, arguments, text, n
     [line] = error.splitlines()
     assert line.startswith("error: ")
     for word in named:
-        assert word in line
+        assert word in error
 
 
 def test_as_a_real_process(desk):
