@@ -40,6 +40,16 @@ from serving.scoring.sources import KINDS, Kind, Part, Source
 
 PART_ROWS = 65_536
 
+# Endings of other files than can be written: who gives one wants no folder of that name. Any other is a folder's, as
+# `scored.2026-11` and `run.v2`.
+# fmt: off
+_FOREIGN = frozenset((
+    ".arrow", ".avro", ".feather", ".h5", ".hdf5", ".ipc", ".npy", ".npz", ".orc", ".parq", ".pickle", ".pkl", ".pq",
+    ".dat", ".json", ".jsonl", ".ndjson", ".tab", ".tsv", ".txt", ".ods", ".xls", ".xlsx", ".db", ".sqlite",
+    ".bz2", ".gz", ".lz4", ".xz", ".zip", ".zst",
+))
+# fmt: on
+
 
 class ModelIdentity(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -84,7 +94,9 @@ class Target:
 
     @classmethod
     def choose(cls, out: Path, given: Kind) -> Target:
-        """OUT's own name says whether it is a file; a folder's parts are of the kind of the input."""
+        """OUT's own name says whether it is a file; a folder's parts are of the input's kind. Raises ScoreError."""
+        if out.suffix.lower() in _FOREIGN and not out.is_dir():
+            raise ScoreError(f"{out}: a file in {out.suffix}, which is not written; wanted .csv, .parquet, or a folder")
         kind = KINDS.get(out.suffix.lower())
         if kind is None or out.is_dir():
             shelf = Shelf(out.absolute(), out.absolute() / "_work", Path.cwd(), given)

@@ -387,6 +387,14 @@ def test_strict_ends_at_the_first_bad_row_and_leaves_nothing(score, table, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["in.parquet"]
 
 
+def test_a_folder_may_have_a_name_with_a_dot_and_any_name_where_it_is_there(score, table, tmp_path):
+    pq.write_table(table.slice(0, 3), tmp_path / "in.parquet")
+    (tmp_path / "kept.json").mkdir()
+    for name in ("scored.v2", "scored.2026-11", "kept.json"):
+        assert score(tmp_path / "in.parquet", tmp_path / name).scored == 3
+        assert (tmp_path / name / "part-00000.parquet").is_file()
+
+
 def test_the_same_again_does_nothing_and_another_is_refused(score, table, tmp_path):
     pq.write_table(table, tmp_path / "in.parquet")
     first = score(tmp_path / "in.parquet", tmp_path / "out", part_rows=100)
@@ -669,6 +677,13 @@ def test_ray_gives_what_this_process_gives(trained, score, table, tmp_path):
         ("list.parquet", "out.csv", [], "column 'extra' holds lists, which CSV cannot"),
         ("uuid.parquet", "out.csv", [], "column 'extra' holds values of type extension<arrow.uuid>, which CSV cannot"),
         ("views.parquet", "out", [], "column 'extra' is of type struct<a: string_view>; wanted one that rows are"),
+        (
+            "good.csv",
+            "out.tsv",
+            [],
+            "out.tsv: a file in .tsv, which is not written; wanted .csv, .parquet, or a folder",
+        ),
+        ("good.csv", "out.csv.GZ", [], "out.csv.GZ: a file in .GZ, which is not written"),
         ("good.csv", "b\udcff", [], "b\\xff: a name that is not UTF-8"),
         ("latin/\udcff.csv", "out", [], "latin/\\xff.csv: a name that is not UTF-8"),
         (".", "out", [], "Parquet and CSV files"),
