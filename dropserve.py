@@ -690,9 +690,9 @@ def score(
     else:
         for warning in planned.form.warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        print(f"{outcome.scored:,} rows scored by {manifest.name} {manifest.version} in {out}")
+        print(f"{contract.counted(outcome.scored, 'row')} scored by {manifest.name} {manifest.version} in {out}")
         if rejects:
-            print(f"{outcome.rejected:,} rows rejected, with the reason, in {rejects}")
+            print(f"{contract.counted(outcome.rejected, 'row')} rejected, with the reason, in {rejects}")
 
 
 @app.command()

@@ -413,6 +413,11 @@ def listed(names: Iterable[str], limit: int = MAX_LISTED) -> str:
     return ", ".join(shown[:limit]) + more
 
 
+def counted(number: int, noun: str) -> str:
+    """So many of something, as people read it: 1 row, 1,800 rows."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def one_line(text: str) -> str:
     """A message without line breaks; blanks within a line stay, as they may be a name's own."""
     return " ".join(line.strip() for line in text.splitlines() if line.strip())

@@ -111,7 +111,7 @@ def title(manifest: Manifest, held: HeldOut, judged: Judged, several: bool) -> s
     each = "" if judged.places is None else f", each of {' x '.join(map(str, judged.places.shape))} places"
     return (
         f"{manifest.name} {manifest.version}{output} on {held.described} of {held.name}{each}; "
-        f"{manifest.num_samples} draws, seed {manifest.seed}"
+        f"{manifest.num_samples:,} draws, seed {manifest.seed}"
     )
 
 

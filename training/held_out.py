@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from models.contract import Feature, Manifest, ModelInput, ModelOutput, listed, one_line
+from models.contract import Feature, Manifest, ModelInput, ModelOutput, counted, listed, one_line
 from training import images, tables
 from training.datasets import DATASETS, MISSING, Dataset, load
 from training.errors import InputError
@@ -79,7 +79,7 @@ def read(data: str, manifest: Manifest, *, target: str | None = None, subgroup: 
         raise TargetError(str(target), loaded)
     if is_folder and not _trained(loaded, manifest):
         rows = np.arange(len(loaded.y))
-        return _dataset(data, loaded, rows, f"all {len(rows):,} images", manifest, subgroup)
+        return _dataset(data, loaded, rows, f"all {counted(len(rows), 'image')}", manifest, subgroup)
     rows = split(loaded.y, loaded.task).test
     found = _dataset(data, loaded, rows, _test_rows(rows), manifest, subgroup)
     return replace(found, notes=(*found.notes, _only_test_rows(loaded.name))) if is_folder else found
@@ -152,7 +152,7 @@ def _trained(loaded: Dataset, manifest: Manifest) -> bool:
 
 
 def _test_rows(rows: NDArray[np.int64]) -> str:
-    return f"the {len(rows):,} test rows"
+    return f"the {counted(len(rows), 'test row')}"
 
 
 def _only_test_rows(name: str) -> str:
@@ -180,7 +180,7 @@ def _file(path: Path, manifest: Manifest, target: str | None, subgroup: str | No
             raise TableError(path, f"no column {subgroup!r} for subgroups; wanted one of {listed(table.column_names)}")
         column = tables.plain(path, f"column {subgroup!r}", table.column(subgroup), "categorical")
         groups = _groups(str(path), subgroup, tables.as_texts(column))
-    found = HeldOut(path.name, f"all {len(y):,} rows", inputs, [y], subgroup, groups)
+    found = HeldOut(path.name, f"all {counted(len(y), 'row')}", inputs, [y], subgroup, groups)
     return _without_training_rows(found, path, manifest, target, table.column_names)
 
 
@@ -243,7 +243,8 @@ def _column(path: Path, feature: Feature, column: pa.ChunkedArray, item: ModelIn
     holes = tables.find_holes(column)
     if holes.any() and not feature.nullable:
         raise TableError(
-            path, f"{where}: no value in row {int(np.argmax(holes)) + 1}; wanted one, since it was never missing before"
+            path,
+            f"{where}: no value in row {int(np.argmax(holes)) + 1:,}; wanted one, since it was never missing before",
         )
     if feature.kind == "categorical":
         return tables.as_texts(column)
@@ -256,7 +257,7 @@ def _answers(path: Path, target: str, column: pa.ChunkedArray, output: ModelOutp
     column = tables.plain(path, where, column, "categorical" if output.task == "classification" else None)
     holes = tables.find_holes(column)
     if holes.any():
-        raise TableError(path, f"{where}: no value in row {int(np.argmax(holes)) + 1}; wanted a value in every row")
+        raise TableError(path, f"{where}: no value in row {int(np.argmax(holes)) + 1:,}; wanted a value in every row")
     if output.task == "classification":
         return _typed(_classes(str(path), where, tables.as_texts(column), output), output)
     return _typed(tables.as_numbers(path, where, column, "numeric"), output)
@@ -266,7 +267,7 @@ def _classes(data: str, where: str, labels: Array, output: ModelOutput) -> NDArr
     known = {label: number for number, label in enumerate(output.labels or ())}
     for row, label in enumerate(labels):
         if label not in known:
-            raise HeldOutError(data, f"{where}: unknown label {label!r} in row {row + 1}; wanted {listed(known)}")
+            raise HeldOutError(data, f"{where}: unknown label {label!r} in row {row + 1:,}; wanted {listed(known)}")
     return np.array([known[label] for label in labels], np.int64)
 
 
@@ -310,7 +311,7 @@ def _arrays(data: str, manifest: Manifest, target: str | None, subgroup: str | N
             raise HeldOutError(data, f"{option} is for a table; an .npz file has `y`, and no columns")
     rows = Holdout.read(Path(data)).matched(manifest.inputs, manifest.outputs, may_be_padded=True)
     found = HeldOut(Path(data).name, "", rows.inputs, rows.targets)
-    return HeldOut(found.name, f"all {found.rows:,} rows", rows.inputs, rows.targets)
+    return HeldOut(found.name, f"all {counted(found.rows, 'row')}", rows.inputs, rows.targets)
 
 
 def as_written(values: Array) -> Array:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from models.contract import counted
 from training.datasets import Dataset
 from training.errors import InputError
 from training.tables import MIN_CLASS_ROWS
@@ -52,7 +53,8 @@ def read(folder: Path) -> Dataset:
         if len(paths) < MIN_CLASS_ROWS:
             raise ImagesError(
                 folder / label,
-                f"{len(paths) or 'no'} images; wanted at least {MIN_CLASS_ROWS}, to train, to calibrate and to test",
+                f"{counted(len(paths), 'image') if paths else 'no images'}; wanted at least {MIN_CLASS_ROWS}, to "
+                "train, to calibrate and to test",
             )
     paths = [path for of_class in classes.values() for path in of_class]
     return Dataset(

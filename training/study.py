@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from models.contract import Task
+from models.contract import Task, counted
 from models.reliability import expected_calibration_error
 from training import scores
 from training.collapse import is_constant
@@ -196,9 +196,9 @@ def check_rows(data: Dataset, folds: int) -> None:
         counts = np.bincount(data.y, minlength=len(data.labels))
         rarest = int(counts.argmin())
         if counts[rarest] < max(folds, 2 * INNER_FOLDS):
-            raise TooFewRows(data, folds, f"{counts[rarest]} rows of class {data.labels[rarest]!r}")
+            raise TooFewRows(data, folds, f"{counted(int(counts[rarest]), 'row')} of class {data.labels[rarest]!r}")
     elif len(data.y) < 10 * max(folds, 2 * INNER_FOLDS):
-        raise TooFewRows(data, folds, f"{len(data.y)} rows")
+        raise TooFewRows(data, folds, counted(len(data.y), "row"))
 
 
 # Mean squared errors of the inner folds, dropout off and of the mean of the draws, and the draws' mean variance.

@@ -16,7 +16,7 @@ def page(study: Study) -> str:
     """One HTML page that needs nothing else."""
     return report.page(
         f"Does dropout help on {study.data.name}?",
-        f"{len(study.data.x)} rows, {study.repeats} x {study.folds}-fold cross-validation, the same folds for all",
+        f"{len(study.data.x):,} rows, {study.repeats} x {study.folds}-fold cross-validation, the same folds for all",
         [findings(study), figures(study), differences(study), curves(study), levels(study)],
     )
 

@@ -108,7 +108,7 @@ def sentences(study: Study) -> str:
     """The findings in plain words."""
     data = study.data
     lines = [
-        f"{data.name}, {len(data.x)} rows: {study.repeats} x {study.folds}-fold cross-validation, the same folds for "
+        f"{data.name}, {len(data.x):,} rows: {study.repeats} x {study.folds}-fold cross-validation, the same folds for "
         "all; intervals by Nadeau & Bengio's correction, each at 95 % by itself.",
     ]
     metrics = metrics_of(data.task)

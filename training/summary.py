@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from models import findings
-from models.contract import listed, visible
+from models.contract import counted, listed, visible
 from training.datasets import MISSING, Dataset
 from training.pipeline import Published
 from training.scores import share_error
@@ -24,11 +24,10 @@ def understood(data: Dataset) -> str:
     """For a person, before the training: what the data were taken for."""
     what = "is a quantity (regression)"
     if data.task == "classification":
-        what = (
-            f"has {len(data.labels)} classes ({'binary' if len(data.labels) == 2 else 'multi-class'} classification): "
-        )
+        what = f"has {len(data.labels):,} classes "
+        what += f"({'binary' if len(data.labels) == 2 else 'multi-class'} classification): "
         what += listed(data.labels, SHOWN)
-    return f"{data.name}: {len(data.x):,} rows; the target {data.target!r} {what}"
+    return f"{data.name}: {counted(len(data.x), 'row')}; the target {data.target!r} {what}"
 
 
 def columns(data: Dataset) -> Table:
@@ -104,7 +103,8 @@ def sentences(published: Published) -> str:
         f"Published {manifest.name} {manifest.version} in {published.folder}, "
         f"and in BentoML's store as {published.bento_tag}.\n"
         f"{members}"
-        f"{data.train_rows} rows trained it, {data.calibration_rows} calibrate it, {data.test_rows} test it.\n"
+        f"{counted(data.train_rows, 'row')} trained it, {data.calibration_rows:,} calibrate it, "
+        f"{data.test_rows:,} test it.\n"
         f"{calibration}"
     )
 
@@ -126,7 +126,7 @@ def table(published: Published) -> Table:
         described = (variant.name, f"{variant.recipe.visible_dropout:g}", f"{variant.recipe.hidden_dropout:g}")
         table.add_row(*described, "off", *figures(variant.metrics, rows))
         if number == 0:
-            draws = f"{published.manifest.num_samples} draws"
+            draws = counted(published.manifest.num_samples, "draw")
             table.add_row(*described, draws, *figures(published.mc_metrics, rows))
     table.add_row("(a constant answer)", "", "", "", *figures(published.constant_metrics, rows))
     return table

@@ -20,7 +20,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from models.contract import NotUtf8, Task, csv_delimiter, listed, not_utf8, one_line, visible
+from models.contract import NotUtf8, Task, counted, csv_delimiter, listed, not_utf8, one_line, visible
 from training.datasets import MISSING, Dataset, Kind
 from training.errors import InputError
 
@@ -111,7 +111,9 @@ def read(
         if column not in table.column_names and column not in left_out:
             raise TableError(path, f"--type {visible(column)}: not among its columns; {wanted}")
     if table.num_rows < MIN_ROWS:
-        raise TableError(path, f"{table.num_rows or 'no'} rows; wanted at least {MIN_ROWS}")
+        raise TableError(
+            path, f"{counted(table.num_rows, 'row') if table.num_rows else 'no rows'}; wanted at least {MIN_ROWS}"
+        )
     answers = _Target.read(path, target, table.column(target), task)
     columns, ignored = [], dict.fromkeys(sorted(left_out), "as asked")
     for column in table.column_names:
@@ -280,7 +282,7 @@ class _Target:
         if holes.any():
             raise TableError(
                 path,
-                f"{where}: no value in {int(holes.sum())} rows, the first of them row {_row(holes)}; "
+                f"{where}: no value in {counted(int(holes.sum()), 'row')}, first in row {_row(holes):,}; "
                 "wanted a value in every row",
             )
         kind: Kind = "categorical"
@@ -320,8 +322,8 @@ class _Target:
             number = " (--task regression takes it as a quantity)" if _is_number(column.type) else ""
             raise TableError(
                 path,
-                f"{where}: {rows[rarest]} rows of class {rarest!r}; wanted at least {MIN_CLASS_ROWS} of each of the "
-                f"{len(labels)} classes, to train, to calibrate and to test{number}",
+                f"{where}: {counted(rows[rarest], 'row')} of class {rarest!r}; wanted at least {MIN_CLASS_ROWS} of "
+                f"each of the {len(labels):,} classes, to train, to calibrate and to test{number}",
             )
         codes = pc.index_in(pa.array(as_texts(column)), value_set=pa.array(labels))
         return cls("classification", codes.to_numpy().astype(np.int64), labels)
@@ -379,8 +381,8 @@ def _kind(path: Path, where: str, column: pa.ChunkedArray, present: pa.ChunkedAr
         row = pc.index(pc.match_substring_regex(column, _COMMA_NUMBER), True).as_py()
         raise TableError(
             path,
-            f"{where}: {column[row].as_py()!r} in row {row + 1}, a number with a comma; wanted a decimal point, as in "
-            f"1.5, and no mark between thousands, or {as_text}",
+            f"{where}: {column[row].as_py()!r} in row {row + 1:,}, a number with a comma; wanted a decimal point, as "
+            f"in 1.5, and no mark between thousands, or {as_text}",
         )
     if len(present) > numbers > len(present) / 2:
         text = pc.fill_null(
@@ -389,7 +391,7 @@ def _kind(path: Path, where: str, column: pa.ChunkedArray, present: pa.ChunkedAr
         row = pc.index(text, True).as_py()
         raise TableError(
             path,
-            f"{where}: text where numbers were, {column[row].as_py()!r} in row {row + 1}; wanted a number there, "
+            f"{where}: text where numbers were, {column[row].as_py()!r} in row {row + 1:,}; wanted a number there, "
             f"nothing where it is missing, or {as_text}",
         )
     return "categorical"
@@ -417,7 +419,7 @@ def as_numbers(path: Path, where: str, column: pa.ChunkedArray, kind: Kind) -> N
             found = column[row].as_py()
             if kind == "numeric" and re.match(_COMMA_NUMBER, found):
                 wanted += " with a decimal point"
-            raise TableError(path, f"{where}: {found!r} in row {row + 1}; wanted {wanted}")
+            raise TableError(path, f"{where}: {found!r} in row {row + 1:,}; wanted {wanted}")
     exact = column.cast(pa.float64(), safe=False).to_numpy()
     wrong_numbers = np.abs(exact) > _FLOAT32_MAX
     if kind == "boolean":
@@ -425,7 +427,7 @@ def as_numbers(path: Path, where: str, column: pa.ChunkedArray, kind: Kind) -> N
     if wrong_numbers.any():
         row = int(np.argmax(wrong_numbers))
         limit = " within float32" if kind == "numeric" else ""
-        raise TableError(path, f"{where}: {exact[row]:g} in row {row + 1}; wanted {wanted}{limit}")
+        raise TableError(path, f"{where}: {exact[row]:g} in row {row + 1:,}; wanted {wanted}{limit}")
     return exact.astype(np.float32)
 
 

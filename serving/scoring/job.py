@@ -249,7 +249,7 @@ def _check_none_rejected(job: Job, state: State) -> None:
         found = [(shelf.rejects(part), _outcome(shelf, part).rejected) for part in done]
     for rejects, count in found:
         if count:
-            raise RowRefused(f"{rejects}: rows rejected by an earlier run, {count}; wanted none, or no --strict")
+            raise RowRefused(f"{rejects}: rows rejected by an earlier run, {count:,}; wanted none, or no --strict")
 
 
 def _outcome(shelf: Shelf, part: Part) -> Outcome:
@@ -340,7 +340,7 @@ def _difference(name: str, found: Asked, wanted: Asked) -> str:
     if name == "settings":
         return f"other settings ({found.settings!r}, not {wanted.settings!r})"
     if name == "part_rows":
-        return f"parts of {found.part_rows} rows, not {wanted.part_rows}"
+        return f"parts of {found.part_rows:,} rows, not {wanted.part_rows:,}"
     return "other files, or of files that have changed since"
 
 

@@ -19,6 +19,7 @@ from models.contract import (
     ConformalScores,
     Manifest,
     check_name,
+    counted,
     csv_delimiter,
     listed,
     manifest_bytes,
@@ -220,6 +221,11 @@ def test_of_many_names_the_first_are_listed_and_the_others_counted():
     assert listed(names[:4], 3) == "c0, c1, c2 and 1 more"
     assert listed(names) == ", ".join(names[:20]) + " and 2,980 more"
     assert listed([]) == ""
+
+
+def test_things_are_counted_as_people_read_it():
+    found = [counted(number, "test row") for number in (0, 1, 2, 1800)]
+    assert found == ["0 test rows", "1 test row", "2 test rows", "1,800 test rows"]
 
 
 def test_a_message_is_one_line_whose_own_blanks_stay():

@@ -193,7 +193,8 @@ def changed(row, text):
 
 
 def columns(**columns):
-    return {"size": [number / 2 for number in range(20)], **columns, "kind": ["a", "b"] * 10}
+    usual = {"size": [number / 2 for number in range(20)], **columns}
+    return {**usual, "kind": columns.get("kind", ["a", "b"] * 10)}
 
 
 BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
@@ -265,6 +266,17 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"types": ["rooms=boolean"]},
         "'rooms': 2 in row 3; wanted true",
     ),
+    "one row": ([HEADER, *GOOD[:1]], {}, "homes.csv: 1 row; wanted at least 10"),
+    "text far down": (
+        columns(level=["1"] * 1799 + ["high"], size=range(1800), kind=["a", "b"] * 900),
+        {},
+        "column 'level': text where numbers were, 'high' in row 1,800; wanted",
+    ),
+    "many answers missing": (
+        columns(size=range(1800), y=["u", None] * 900, kind=["a", "b"] * 900),
+        {"target": "y"},
+        "target 'y': no value in 900 rows, first in row 2; wanted",
+    ),
     "infinity": (changed(4, "inf,1,yes,a"), {}, "column 'size': inf in row 5; wanted a number within float32"),
     "beyond float32": (changed(4, "1e39,1,yes,a"), {}, "column 'size': 1e+39 in row 5; wanted a number within float32"),
     "one value": ([HEADER, *("1," + line.split(",", 1)[1] for line in GOOD)], {}, "column 'size': 1 in every row"),
@@ -274,7 +286,7 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
         {},
         "'kind': 'a' in every row; wanted at least",
     ),
-    "rare class": (changed(7, "1,2,yes,c"), {}, "target 'kind': 1 rows of class 'c'; wanted at least 5 of each"),
+    "rare class": (changed(7, "1,2,yes,c"), {}, "target 'kind': 1 row of class 'c'; wanted at least 5 of each"),
     "classes that differ in blanks": (
         [HEADER, *(line + ("" if number < 18 else " ") for number, line in enumerate(GOOD))],
         {},
@@ -295,11 +307,11 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"target": "y"},
         "'y': 2.5 in every row; wanted values",
     ),
-    "missing answers": (changed(7, "1,2,yes,"), {}, "target 'kind': no value in 1 rows, the first of them row 8"),
+    "missing answers": (changed(7, "1,2,yes,"), {}, "target 'kind': no value in 1 row, first in row 8"),
     "NaN answer": (
         columns(y=[0.5] * 19 + [float("nan")]),
         {"target": "y"},
-        "'y': no value in 1 rows, the first",
+        "'y': no value in 1 row, first in row 20",
     ),
     "infinite answer": (columns(y=[0.5] * 19 + [float("-inf")]), {"target": "y"}, "target 'y': -inf in row 20; wanted"),
     "text as quantity": ([HEADER, *GOOD], {"task": "regression"}, "target 'kind': 'a' found in row 1, numbers wanted"),
