@@ -154,6 +154,29 @@ def test_names_that_look_like_markup_are_shown_as_they_are(tmp_path):
         assert name in judged.stdout
 
 
+def test_line_breaks_in_names_tear_no_row(tmp_path):
+    classes = ['"a\r\nb"', "c "]
+    lines = [f'{n / 7:.2f},"{"uv"[n % 2]}\n",{classes[n % 2]}' for n in range(60)]
+    path = tmp_path / "rows.csv"
+    path.write_bytes("\n".join(['"si\n\nze","to\twn\n"," kind"', *lines, ""]).encode())
+    shown = dropserve(
+        "train", path.name, "--target", " kind", "--name", "odd", "--epochs", 1, cwd=tmp_path, COLUMNS="120"
+    )
+    assert shown.returncode == 0, shown.stderr
+    said, _, *rows = shown.stdout.splitlines()[:4]
+    assert said.endswith(r": 'a\r\nb', 'c '")
+    assert [row.split()[0] for row in rows] == [r"'si\n\nze'", r"'to\twn\n'"]
+    assert r"'u\n', 'v\n'" in rows[1]
+    judged = dropserve("evaluate", "odd", path.name, "--subgroup", "to\twn\n", cwd=tmp_path, COLUMNS="120")
+    assert judged.returncode == 0, judged.stderr
+    starts = [line.split(" rows")[0].rstrip() for line in judged.stdout.splitlines()]
+    for name in (r"'to\twn\n'", r"'u\n'", r"'v\n'", r"'a\r\nb'", "'c '"):
+        assert any(start.startswith(name) for start in starts), name
+    refused = dropserve("evaluate", "odd", path.name, "--subgroup", "town", cwd=tmp_path)
+    [line] = refused.stderr.splitlines()
+    assert line.endswith(r"wanted one of 'si\n\nze', 'to\twn\n', ' kind'")
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from models.contract import Manifest
+from models.contract import Manifest, visible
 from training.artifact_answers import Places
 from training.bootstrap import Bounds
 from training.held_out import HeldOut
@@ -197,9 +197,9 @@ def coverage_table(judged: Judged) -> Table:
 
 def groups_table(name: str, groups: dict[str, Group], unit: str = "rows") -> Table:
     headings = list(next(iter(groups.values())).figures)
-    table = _table(name, unit, *headings)
+    table = _table(visible(name), unit, *headings)
     for value, group in groups.items():
-        table.add_row(value, f"{group.rows:,}", *[f"{group.figures[heading]:.3g}" for heading in headings])
+        table.add_row(visible(value), f"{group.rows:,}", *[f"{group.figures[heading]:.3g}" for heading in headings])
     return table
 
 
