@@ -486,7 +486,8 @@ def models(repository: Repository = Path("artifacts"), as_json: Json = False) ->
     if as_json:
         print(json.dumps([inventory.document(item) for item in items], indent=2))
     elif items:
-        literal_console().print(inventory.table(items))
+        console = literal_console()
+        console.print(inventory.shown(items, console))
     else:
         print(f"no models in {repository}: `dropserve train sonar` makes one")
 

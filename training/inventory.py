@@ -7,10 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from models.contract import ArtifactError, Manifest, listed, model_names, read_manifest, verify, versions
 from training.errors import InputError
+
+# To be measured in.
+_ANY_WIDTH = 10_000
 
 
 class NotPublished(InputError):
@@ -76,14 +82,36 @@ def document(item: Item) -> dict[str, Any]:
     )
 
 
+def shown(items: list[Item], console: Console) -> Group:
+    """All versions for a person: a table, or a few lines for each where that is too wide; then what is wrong."""
+    whole = table(items)
+    as_wide_as_it_is = console.options.update(width=_ANY_WIDTH)
+    fits = console.measure(whole, options=as_wide_as_it_is).maximum <= console.width
+    entries = [whole] if fits else [part for item in items for part in _entry(item)]
+    return Group(*entries, *(Text(f"\n{item.problem}") for item in items if item.problem is not None))
+
+
 def table(items: list[Item]) -> Table:
-    """All versions for a person."""
+    """All versions, a row for each."""
     table = Table(box=None, pad_edge=False)
-    for heading in ("model", "task", "stochastic layers", "test rows", "created", "files"):
+    for heading in ("model", "task", "stochastic\nlayers", "test rows", "created", "files"):
         table.add_column(heading, overflow="fold")
     for item in items:
-        table.add_row(f"{item.name} {item.version}", *_described(item.manifest), item.problem or "verified")
+        table.add_row(f"{item.name} {item.version}", *_described(item.manifest), _state(item))
     return table
+
+
+def _entry(item: Item) -> list[RenderableType]:
+    task, layers, metrics, created = (text.replace("\n", ", ") for text in _described(item.manifest))
+    below = [layers.replace(":, ", ": "), f"test rows: {metrics or 'none'}", f"created {created}, files {_state(item)}"]
+    return [
+        Text(f"{item.name} {item.version}: {task}"),
+        *(Padding(Text(line), (0, 0, 0, 2), expand=False) for line in below),
+    ]
+
+
+def _state(item: Item) -> str:
+    return "verified" if item.problem is None else "refused"
 
 
 def _described(manifest: Manifest | None) -> tuple[str, str, str, str]:

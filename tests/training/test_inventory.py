@@ -1,7 +1,9 @@
+import io
 import json
 import shutil
 
 import pytest
+from rich.console import Console
 
 from training import inventory
 from training.pipeline import train
@@ -55,6 +57,24 @@ def test_damaged_version_is_listed_with_its_problem_and_spoils_no_other(reposito
     assert tenth.problem is None
     assert [inventory.document(item)["verified"] for item in (other, second, third, tenth)] == [False] * 3 + [True]
     assert [row[-1] == "verified" for row in cells([other, second, third, tenth])] == [False] * 3 + [True]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_no_word_is_broken_however_narrow_the_terminal(repository, width):
+    with (repository / "sonar" / "2" / "saved_model.pb").open("ab") as stream:
+        stream.write(b"x")
+    items = inventory.read(repository)
+    console = Console(width=width, file=io.StringIO(), markup=False)
+    console.print(inventory.shown(items, console))
+    text = console.file.getvalue()
+    words = text.split()
+    for word in ("sonar", "classification", "Dropout", "accuracy", "nll", "brier", "verified", "refused"):
+        assert any(found.strip(":,") == word for found in words), word
+    assert max(map(len, text.splitlines())) <= width
+    assert any(line.startswith("model") for line in text.splitlines()[:2]) == (width >= 80)
+    # Once, and after everything else.
+    [said] = text.split("\n\n")[1:]
+    assert "saved_model.pb" in "".join(said.split())
 
 
 def test_repository_that_is_not_there_is_empty(tmp_path):
