@@ -64,9 +64,10 @@ def test_no_word_is_broken_however_narrow_the_terminal(repository, width):
     with (repository / "sonar" / "2" / "saved_model.pb").open("ab") as stream:
         stream.write(b"x")
     items = inventory.read(repository)
-    console = Console(width=width, file=io.StringIO(), markup=False)
+    written = io.StringIO()
+    console = Console(width=width, file=written, markup=False)
     console.print(inventory.shown(items, console))
-    text = console.file.getvalue()
+    text = written.getvalue()
     words = text.split()
     for word in ("sonar", "classification", "Dropout", "accuracy", "nll", "brier", "verified", "refused"):
         assert any(found.strip(":,") == word for found in words), word
