@@ -34,7 +34,8 @@ def class_scores(probabilities: tf.Tensor, kind: str) -> tf.Tensor:
     # Sum of what is at least as probable, ties included.
     ordered = tf.sort(probabilities, axis=-1, direction="DESCENDING")
     not_less = tf.searchsorted(-ordered, -probabilities, side="right")
-    return tf.gather(tf.cumsum(ordered, axis=-1), not_less - 1, batch_dims=1)
+    # Of probabilities that are NaN none is as large as itself.
+    return tf.gather(tf.cumsum(ordered, axis=-1), tf.maximum(not_less - 1, 0), batch_dims=1)
 
 
 def of_classes(probabilities: Array, classes: Array, sets: Sets) -> ConformalScores:
@@ -50,9 +51,9 @@ def of_classes(probabilities: Array, classes: Array, sets: Sets) -> ConformalSco
 
 
 def prediction_set(probabilities: tf.Tensor, conformal: ConformalScores, coverage: float) -> tf.Tensor:
-    """Which classes are in the set: bool [N, K]. Too few rows make it the full set."""
+    """Which classes are in the set: bool [N, K]. Too few rows make it the full set, and so do NaN."""
     thresholds = tf.constant(conformal.thresholds(coverage), tf.float32)
-    return class_scores(probabilities, conformal.kind) <= thresholds
+    return tf.logical_not(class_scores(probabilities, conformal.kind) > thresholds)
 
 
 def of_values(means: Array, stds: Array, targets: Array) -> ConformalScores:

@@ -196,12 +196,16 @@ class Engine:
             worst = self._stopping_error(moments, total)
             return [summary[name] for name in sorted(summary)], worst
 
+        def goes_on(worst: tf.Tensor) -> tf.Tensor:
+            # After a draw that is infinite or NaN no more of them help.
+            return tf.logical_and(worst > tolerance, tf.math.is_finite(worst))
+
         first = tf.minimum(FIRST_LOOK, max_samples)
         moments = self._run(prefix, tf.constant(0), first, seed)
         summary, worst = finish(moments, first)
         names = sorted(self._summary(moments, first))
         used = tf.fill([rows], first)
-        active = tf.cast(tf.where(worst > tolerance)[:, 0], tf.int32)
+        active = tf.cast(tf.where(goes_on(worst))[:, 0], tf.int32)
         state = _flatten(moments)
         running = [tf.gather(tensor, active) for tensor in state]
 
@@ -220,7 +224,7 @@ class Engine:
             summary = [tf.tensor_scatter_nd_update(old, where, new) for old, new in zip(summary, values, strict=True)]
             worst = tf.tensor_scatter_nd_update(worst, where, error)
             used = tf.tensor_scatter_nd_update(used, where, tf.fill(tf.shape(active), total))
-            still = tf.where(error > tolerance)[:, 0]
+            still = tf.where(goes_on(error))[:, 0]
             kept = [tf.gather(tensor, still) for tensor in _flatten(merged)]
             return (total, tf.gather(active, still), used, worst, *summary, *kept)
 
@@ -592,11 +596,13 @@ class Engine:
         return answers
 
     def _stopping_error(self, moments: list[Moments], num_draws: tf.Tensor) -> tf.Tensor:
-        """Largest standard error of each row over all outputs, [rows]."""
+        """Largest standard error of each row over all outputs, [rows]; infinite where one of them is NaN."""
         floor = 1.0 / tf.cast(num_draws, tf.float32)
         errors = []
         for head, of_head in zip(self.heads, moments, strict=True):
             error = head.standard_error(of_head, num_draws)
+            # The largest of some of which one is NaN is what their order makes of it.
+            error = tf.where(tf.math.is_nan(error), float("inf"), error)
             if head.is_classification:
                 error = tf.maximum(error, floor)
             errors.append(tf.reduce_max(error, axis=list(range(1, error.shape.rank))))

@@ -151,9 +151,9 @@ class Head:
         std = statistics.standard_deviation(moments, num_draws)
         if self.is_classification:
             if self.binary:
-                lower, upper = statistics.shared_interval(moments.first, num_draws, enough)
+                lower, upper = statistics.shared_interval(moments, num_draws, enough)
             else:
-                lower, upper = statistics.central_interval(moments.first, num_draws, (0.0, 1.0), enough)
+                lower, upper = statistics.central_interval(moments, num_draws, (0.0, 1.0), enough)
             predictive = statistics.entropy(moments.mean)
             expected = moments.negentropy / -tf.cast(num_draws, tf.float32)
             answers = {
@@ -168,7 +168,7 @@ class Head:
             }
         else:
             infinity = float("inf")
-            lower, upper = statistics.central_interval(moments.first, num_draws, (-infinity, infinity), enough)
+            lower, upper = statistics.central_interval(moments, num_draws, (-infinity, infinity), enough)
             answers = {
                 "mean": moments.mean,
                 "epistemic_std": std,
@@ -232,10 +232,11 @@ class Head:
             ends = conformal.interval(answers[prefix + "mean"], answers[prefix + "std"], known.conformal, self.coverage)
             found[INTERVAL_LOWER], found[INTERVAL_UPPER] = ends
         if known is not None and known.abstention is not None and self.is_classification:
-            confidence = tf.reduce_max(answers[prefix + "probabilities"], axis=-1)
-            found[ABSTAIN] = confidence < known.abstention.threshold
+            # What is NaN is withheld, and so below.
+            is_confident = answers[prefix + "probabilities"] >= known.abstention.threshold
+            found[ABSTAIN] = tf.logical_not(tf.reduce_any(is_confident, axis=-1))
         elif known is not None and known.abstention is not None:
-            found[ABSTAIN] = answers[prefix + "std"] > known.abstention.threshold
+            found[ABSTAIN] = tf.logical_not(answers[prefix + "std"] <= known.abstention.threshold)
         return {prefix + name: value for name, value in found.items()}
 
 

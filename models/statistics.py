@@ -21,6 +21,9 @@ MIN_QUANTILE_DRAWS = 20
 
 SMALLEST_NORMAL = 1.1754944e-38
 
+# A sum of large draws would overflow in a long chunk and not in a short one. A power of two rounds nothing.
+_SCALE = 2.0**-20
+
 
 class Moments(NamedTuple):
     """What is kept of the draws seen so far; leading axis: rows."""
@@ -49,7 +52,8 @@ def of_draws(draws: tf.Tensor, first_draw: tf.Tensor | int | None, are_probabili
 
     first_draw: the chunk's first one; None where the chunk has at most QUANTILE_DRAWS and is the first.
     """
-    mean = tf.reduce_mean(draws, axis=-1)
+    mean = tf.reduce_mean(draws if are_probabilities else draws * _SCALE, axis=-1)
+    mean = mean if are_probabilities else mean / _SCALE
     squares = tf.reduce_sum(tf.math.squared_difference(draws, mean[..., None]), axis=-1)
     negentropy = tf.reduce_sum(tf.math.xlogy(draws, draws), axis=[-2, -1]) if are_probabilities else tf.zeros_like(mean)
     if first_draw is None:
@@ -59,12 +63,17 @@ def of_draws(draws: tf.Tensor, first_draw: tf.Tensor | int | None, are_probabili
 
 
 def merge(seen: Moments, seen_draws: tf.Tensor, new: Moments, new_draws: tf.Tensor) -> Moments:
-    """Moments of both runs of draws together (Chan, Golub & LeVeque 1983)."""
+    """Moments of both runs of draws together (Chan, Golub & LeVeque 1983).
+
+    Of infinite draws the mean is infinite, or NaN where they are of both signs; beside NaN it is NaN: in any chunks.
+    """
     before, after = tf.cast(seen_draws, tf.float32), tf.cast(new_draws, tf.float32)
     share = after / (before + after)
     difference = new.mean - seen.mean
+    # An infinite mean would cancel in the difference.
+    usual, other = seen.mean + difference * share, seen.mean * (1 - share) + new.mean * share
     return Moments(
-        seen.mean + difference * share,
+        tf.where(tf.math.is_finite(difference), usual, other),
         seen.squares + new.squares + difference * difference * (before * share),
         seen.negentropy + new.negentropy,
         tf.concat([seen.first, new.first], axis=-1),
@@ -77,24 +86,25 @@ def standard_deviation(moments: Moments, num_draws: tf.Tensor | int) -> tf.Tenso
 
 
 def central_interval(
-    first: tf.Tensor, num_draws: tf.Tensor | int, widest: tuple[float, float], enough: bool = False
+    moments: Moments, num_draws: tf.Tensor | int, widest: tuple[float, float], enough: bool = False
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The 5 % and 95 % quantiles over the last axis of the first of `num_draws` draws, interpolated.
 
-    With fewer than MIN_QUANTILE_DRAWS draws the tails are unknown: then the widest possible interval. `enough` says
-    that there are as many.
+    NaN where the draws' mean is. With fewer than MIN_QUANTILE_DRAWS draws the tails are unknown: then the widest
+    possible interval. `enough` says that there are as many.
     """
     # One partial sort for both: the largest of -x are the smallest of x.
-    below, above = tf.unstack(_upper(tf.stack([-first, first]), num_draws))
+    first = moments.first
+    below, above = tf.unstack(_upper(tf.stack([-first, first]), num_draws, moments.mean))
     if enough:
         return -below, above
     known = _count(num_draws) >= MIN_QUANTILE_DRAWS
     return tf.where(known, -below, widest[0]), tf.where(known, above, widest[1])
 
 
-def shared_interval(first: tf.Tensor, num_draws: tf.Tensor | int, enough: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
+def shared_interval(moments: Moments, num_draws: tf.Tensor | int, enough: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
     """`central_interval` of two classes' probabilities [..., 2, draws]: what the one has less the other has more."""
-    upper = _upper(first, num_draws)
+    upper = _upper(moments.first, num_draws, moments.mean)
     if not enough:
         upper = tf.where(_count(num_draws) >= MIN_QUANTILE_DRAWS, upper, 1.0)
     return 1.0 - tf.reverse(upper, [-1]), upper
@@ -105,8 +115,11 @@ def _count(num_draws: tf.Tensor | int) -> tf.Tensor | int:
     return min(num_draws, QUANTILE_DRAWS) if isinstance(num_draws, int) else tf.minimum(num_draws, QUANTILE_DRAWS)
 
 
-def _upper(first: tf.Tensor, num_draws: tf.Tensor | int) -> tf.Tensor:
-    """The 95 % quantile over the last axis. A number that is known while the graph is made makes it leaner."""
+def _upper(first: tf.Tensor, num_draws: tf.Tensor | int, mean: tf.Tensor) -> tf.Tensor:
+    """The 95 % quantile over the last axis; NaN where the mean is, which the sort would pass over.
+
+    A number that is known while the graph is made makes it leaner.
+    """
     count = _count(num_draws)
     weight: tf.Tensor | float
     if isinstance(count, int):
@@ -120,7 +133,9 @@ def _upper(first: tf.Tensor, num_draws: tf.Tensor | int) -> tf.Tensor:
     # Of at least two draws the rank is at least one from the other end.
     tails = tf.math.top_k(first, outer + 2, sorted=True).values
     far, near = tails[..., -2], tails[..., -1]
-    return far + (near - far) * weight
+    # Nothing lies between an infinite draw and the next one.
+    between = tf.where(tf.math.is_inf(far), far, far + tf.math.multiply_no_nan(near - far, weight))
+    return tf.where(tf.math.is_nan(mean), mean, between)
 
 
 def known_tails(
