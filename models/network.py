@@ -74,6 +74,7 @@ class Network:
         self._drawn: dict[int, bool] = {}
         self._inputs_structure = self._graph._inputs_struct if self._graph is not None else None
         graphs = {} if self._graph is None else _graphs_below(self._graph)
+        _refuse_unfit_masks(graphs.values())
         folds = folds_of(list(graphs.values()))
         # By the id of the folded layer's node, and of its normalization's.
         self.folds: dict[int, Fold] = {id(fold.node): fold for fold in folds}
@@ -318,6 +319,22 @@ def _graphs_below(graph: Any) -> dict[int, Any]:
         if nested is not None and id(nested) not in found:
             found |= _graphs_below(nested)
     return found
+
+
+def _refuse_unfit_masks(graphs: Iterable[Any]) -> None:
+    """Keras builds a Softmax behind a sequence mask, and runs it only where the mask fits the input's last axes."""
+    for node in (node for graph in graphs for node in _nodes(graph)):
+        symbol = node.input_tensors[0] if isinstance(node.operation, keras.layers.Softmax) else None
+        mask = keras_mask(symbol)
+        if symbol is None or mask is None:
+            continue
+        pairs = zip(mask.shape[:0:-1], symbol.shape[::-1], strict=False)
+        if any(None not in (own, size) and own not in (1, size) for own, size in pairs):
+            raise ArtifactError(
+                f"layer {node.operation.name!r}: a sequence mask of shape {tuple(mask.shape)} falls on the last axes "
+                f"of its input of shape {tuple(symbol.shape)}, which Keras does not run either; wanted Softmax before "
+                "the mask, or as another layer's activation"
+            )
 
 
 def _holders(graphs: dict[int, Any], nodes: set[int]) -> set[int]:

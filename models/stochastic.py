@@ -313,6 +313,19 @@ class _AnyLength:
         return apart
 
 
+class _MaskedByRow:
+    """Softmax with a sequence mask: each row's mask is its own, as Keras has it of a row alone.
+
+    Of several rows Keras 3.15 puts the mask's axes to the last ones of the input: the rows' to that of the units.
+    """
+
+    def call(self, inputs: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
+        missing = 0 if mask is None else inputs.shape.rank - mask.shape.rank
+        if mask is not None and missing > 0:
+            mask = tf.reshape(mask, tf.stack([tf.shape(mask)[0], *[1] * missing, *row_sizes(mask)]))
+        return super().call(inputs, mask=mask)  # type: ignore[misc]
+
+
 class _DrawnCell:
     """A recurrent cell: masks drawn once a sequence, constant over its steps."""
 
@@ -520,6 +533,8 @@ def attach(model: keras.Model) -> list[StochasticLayer]:
             layer.use_cudnn = False
         if type(layer) is keras.layers.TimeDistributed:
             _become(layer, _AnyLength)
+        if type(layer) is keras.layers.Softmax:
+            _become(layer, _MaskedByRow)
         if _is_augmentation(layer):
             _without_state(layer)
             continue

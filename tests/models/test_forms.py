@@ -234,6 +234,34 @@ def test_layers_of_another_precision_before_and_between_are_honoured(repository)
     np.testing.assert_allclose(artifact.draws(rows, 6, seed=1), expected, atol=1e-2)
 
 
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16"])
+def test_draws_of_16_bits_are_as_near_those_of_32_as_keras_has_them(repository, policy):
+    """What they are off masks set by hand is rounding, which differs with the order of products."""
+
+    def model(dtype: str) -> keras.Model:
+        row = keras.Input((13,), name="row")
+        x = layers.Dropout(0.3, dtype=dtype)(row)
+        for number, noise in enumerate([layers.Dropout, layers.AlphaDropout, layers.GaussianDropout]):
+            x = layers.Dense(30, activation="tanh", name=f"dense_{number}", dtype=dtype)(x)
+            x = noise(0.3, dtype=dtype)(x)
+        return scatter(keras.Model(row, layers.Dense(2, name="answer", dtype=dtype)(x)), scale=1.5)
+
+    rows = rows_of(8)
+    half = model(policy)
+    artifact = Artifact(publish(half, name=policy.replace("_", "-"), repository=repository, num_samples=DRAWS))
+    # Its layers have the paths that the half one's have.
+    [exact] = Reference(model("float32"), artifact.manifest).draws({"row": rows}, 20, seed=3)
+    [of_keras] = Reference(half, artifact.manifest).draws({"row": rows}, 20, seed=3)
+    found = artifact.draws(rows, 20, seed=3)
+    spread = np.sqrt(np.mean((of_keras - exact) ** 2))
+    assert spread > 1e-4
+    assert np.sqrt(np.mean((found - exact) ** 2)) < 1.2 * spread
+    summary = artifact.sample(rows, 20, seed=3)
+    # Statistics are of 32 bits.
+    np.testing.assert_allclose(summary["mean"], found.mean(axis=1), atol=2e-6)
+    np.testing.assert_allclose(summary["epistemic_std"], found.std(axis=1, ddof=1), atol=2e-6)
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float16"])
 def test_inputs_of_another_precision_are_merged_as_the_dropout_would_have_cast_them(repository, dtype):
     parts = [layers.Dropout(0.2), layers.Dense(16, activation="relu"), layers.Dropout(0.4)]
