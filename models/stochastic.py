@@ -229,6 +229,12 @@ class _DrawnElementwise:
                 f"layer {self.name!r}: its noise falls on numbers of type {inputs.dtype.name}, which Keras does not "
                 "train either; wanted floating-point numbers: a cast before it"
             )
+        if inputs.shape.rank == 0 or inputs.shape[:1].is_fully_defined():
+            draws.refuse(
+                f"layer {self.name!r}: its noise falls on a tensor of shape {tuple(inputs.shape)}, without a "
+                "rows' axis (weights, say, or each row by itself in vectorized_map); wanted noise on tensors with the "
+                "rows first"
+            )
         return self.draw(draws, draws.begin_call(self.draw_index), inputs)
 
     def draw(self, draws: Draws, call: int, x: tf.Tensor) -> tf.Tensor:

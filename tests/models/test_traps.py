@@ -130,6 +130,41 @@ def test_one_mask_is_not_taken_for_all_steps_where_each_has_its_own(shelf):
     assert 0.4 < agreeing < 0.6
 
 
+@keras.saving.register_keras_serializable(package="traps")
+class Mapped(layers.Layer):
+    """Drops of each element along one axis of the input by itself, which is one mask for all of them in Keras."""
+
+    def __init__(self, axis, **options):
+        super().__init__(**options)
+        self.axis = axis
+        self.drop = layers.Dropout(0.5, name="forget")
+
+    def build(self, shape):
+        self.built = True
+
+    def call(self, x, training=False):
+        turned = keras.ops.moveaxis(x, self.axis, 0)
+        dropped = keras.ops.vectorized_map(lambda part: self.drop(part, training=training), turned)
+        return keras.ops.moveaxis(dropped, 0, self.axis)
+
+    def compute_output_shape(self, shape):
+        return shape
+
+    def get_config(self):
+        return {**super().get_config(), "axis": self.axis}
+
+
+def test_a_vectorized_map_over_steps_has_one_mask_as_in_keras_and_over_rows_is_refused(shelf):
+    steps = np.ones((2, 3, 4), np.float32)
+    trained = Mapped(1)(steps, training=True).numpy()
+    np.testing.assert_array_equal(trained, np.tile(trained[:, :1], (1, 3, 1)))
+    draws = shelf(Mapped(1), shape=(3, 4), task="regression").draws(steps, 40)
+    assert set(np.unique(draws)) == {0, 2}
+    np.testing.assert_array_equal(draws, np.tile(draws[:1, :, :1], (2, 1, 3, 1)))
+    with pytest.raises(ArtifactError, match=r"^layer 'forget': its noise falls on a tensor of shape \(4,\)[^\n]*$"):
+        shelf(Mapped(0), task="regression")
+
+
 def test_no_seed_generator_is_in_the_exported_graph(tiny):
     names = [variable.name for variable in getattr(tiny.loaded, "weights", [])]
     assert names
