@@ -338,7 +338,9 @@ def _difference(name: str, found: Asked, wanted: Asked) -> str:
     if name == "model":
         return f"model {found.model.name} {found.model.version}, not {wanted.model.name} {wanted.model.version}"
     if name == "settings":
-        return f"other settings ({found.settings!r}, not {wanted.settings!r})"
+        before, now = found.settings.model_dump(), wanted.settings.model_dump()
+        others = [f"{key}={value!r}, not {now[key]!r}" for key, value in before.items() if value != now[key]]
+        return f"other settings ({'; '.join(others)})"
     if name == "part_rows":
         return f"parts of {found.part_rows:,} rows, not {wanted.part_rows:,}"
     return "other files, or of files that have changed since"

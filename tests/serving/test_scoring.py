@@ -402,7 +402,7 @@ def test_the_same_again_does_nothing_and_another_is_refused(score, table, tmp_pa
     assert score(tmp_path / "in.parquet", tmp_path / "out", part_rows=100) == first
     assert files(tmp_path) == before
     for difference, said in (
-        ({"settings": Settings(num_samples=31, seed=7)}, "other settings"),
+        ({"settings": Settings(num_samples=31, seed=7)}, r"other settings \(num_samples=30, not 31\);"),
         ({"part_rows": 50}, "parts of 100 rows, not 50"),
     ):
         with pytest.raises(ScoreError, match=said):
