@@ -90,12 +90,13 @@ def central_interval(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The 5 % and 95 % quantiles over the last axis of the first of `num_draws` draws, interpolated.
 
-    NaN where the draws' mean is. With fewer than MIN_QUANTILE_DRAWS draws the tails are unknown: then the widest
-    possible interval. `enough` says that there are as many.
+    Of numbers, which may be infinite, NaN where their mean is. With fewer than MIN_QUANTILE_DRAWS draws the tails are
+    unknown: then the widest possible interval. `enough` says that there are as many.
     """
     # One partial sort for both: the largest of -x are the smallest of x.
     first = moments.first
-    below, above = tf.unstack(_upper(tf.stack([-first, first]), num_draws, moments.mean))
+    are_probabilities = widest == (0.0, 1.0)
+    below, above = tf.unstack(_upper(tf.stack([-first, first]), num_draws, None if are_probabilities else moments.mean))
     if enough:
         return -below, above
     known = _count(num_draws) >= MIN_QUANTILE_DRAWS
@@ -104,7 +105,7 @@ def central_interval(
 
 def shared_interval(moments: Moments, num_draws: tf.Tensor | int, enough: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
     """`central_interval` of two classes' probabilities [..., 2, draws]: what the one has less the other has more."""
-    upper = _upper(moments.first, num_draws, moments.mean)
+    upper = _upper(moments.first, num_draws)
     if not enough:
         upper = tf.where(_count(num_draws) >= MIN_QUANTILE_DRAWS, upper, 1.0)
     return 1.0 - tf.reverse(upper, [-1]), upper
@@ -115,10 +116,10 @@ def _count(num_draws: tf.Tensor | int) -> tf.Tensor | int:
     return min(num_draws, QUANTILE_DRAWS) if isinstance(num_draws, int) else tf.minimum(num_draws, QUANTILE_DRAWS)
 
 
-def _upper(first: tf.Tensor, num_draws: tf.Tensor | int, mean: tf.Tensor) -> tf.Tensor:
-    """The 95 % quantile over the last axis; NaN where the mean is, which the sort would pass over.
+def _upper(first: tf.Tensor, num_draws: tf.Tensor | int, mean: tf.Tensor | None = None) -> tf.Tensor:
+    """The 95 % quantile over the last axis. A number that is known while the graph is made makes it leaner.
 
-    A number that is known while the graph is made makes it leaner.
+    mean: of draws that may be infinite; the quantile is NaN where it is, which the sort would pass over.
     """
     count = _count(num_draws)
     weight: tf.Tensor | float
@@ -133,6 +134,8 @@ def _upper(first: tf.Tensor, num_draws: tf.Tensor | int, mean: tf.Tensor) -> tf.
     # Of at least two draws the rank is at least one from the other end.
     tails = tf.math.top_k(first, outer + 2, sorted=True).values
     far, near = tails[..., -2], tails[..., -1]
+    if mean is None:
+        return far + (near - far) * weight
     # Nothing lies between an infinite draw and the next one.
     between = tf.where(tf.math.is_inf(far), far, far + tf.math.multiply_no_nan(near - far, weight))
     return tf.where(tf.math.is_nan(mean), mean, between)
