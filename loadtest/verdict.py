@@ -34,6 +34,8 @@ USERS_TIMEOUT_S = 30
 # A load test that is later than this tells more of its own machine than of the server.
 LATE_MS = 10
 PROBE_TIMEOUT_S = 5
+# Of a profile's mix: whom `--grpc` is for.
+GRPC_USER = "GrpcUser"
 SHOWN_ERRORS = 5
 
 
@@ -133,6 +135,8 @@ def measure(
     weights = subjects.weights(models)
     given = subjects.sources(files, targets, weights or [subjects.DEFAULT])
     _check_ready(host)
+    if profile.mix.get(GRPC_USER):
+        _check_grpc(grpc)
     mix = subjects.shares(profile.mix, weights, manifest.default_model(host) if weights else None)
     needed = processes * len(mix)
     if profile.users < needed:
@@ -272,3 +276,16 @@ def _check_ready(host: str) -> None:
         raise LoadTestError(f"{host}: no server answers ({error}); start one with `dropserve serve`") from error
     if response.status_code != 200:
         raise LoadTestError(f"{host}/readyz: status {response.status_code}, wanted 200; is the server still loading?")
+
+
+def _check_grpc(address: str) -> None:
+    # Only the mixed profile needs it.
+    import grpc
+
+    with grpc.insecure_channel(address) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=PROBE_TIMEOUT_S)
+        except grpc.FutureTimeoutError as error:
+            raise LoadTestError(
+                f"--grpc {address}: no gRPC server answers; wanted the server's DROPSERVE_GRPC_PORT"
+            ) from error

@@ -259,3 +259,11 @@ def test_absent_server_ends_with_exit_code_2_and_one_line():
     assert done.returncode == 2
     assert "no server answers" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_absent_grpc_port_ends_with_exit_code_2_and_one_line(sonar_server):
+    address = f"127.0.0.1:{free_port()}"
+    done = loadtest("--host", sonar_server.url, "--profile", "mixed", "--users", "6", "--grpc", address)
+    assert done.returncode == 2
+    assert f"--grpc {address}: no gRPC server answers" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
