@@ -377,11 +377,14 @@ def tune(
             from training import cores, pipeline, summary, tune_summary
             from training import tune as tuning
             from training.collapse import TRIES
+            from training.errors import InputError
             from training.splits import split
 
         if request.recipe.architecture == "dense":
             # A trial has few nets: only with convolutions are its operations long enough for several threads.
             cores.one_thread_an_operation()
+        if outer_folds == 1:
+            raise InputError("--outer-folds 1: one fold cannot judge a search; wanted 0, or 2 and more")
         wanted = tuple(part.strip() for part in dimensions.split(",") if part.strip())
         settings = tuning.Settings(
             space=tuning.Space(request.recipe, wanted),

@@ -270,6 +270,8 @@ def _free_port() -> int:
 
 
 def _check_ready(host: str) -> None:
+    if not host.startswith(("http://", "https://")):
+        raise LoadTestError(f"--host {host}: wanted the address with its scheme, as http://localhost:3000")
     try:
         response = httpx.get(f"{host}/readyz", timeout=PROBE_TIMEOUT_S)
     except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -25,6 +25,7 @@ from models.contract import (
     TargetNoises,
     Task,
     Temperature,
+    counted,
 )
 from models.network import Network
 from models.statistics import Moments
@@ -369,7 +370,7 @@ def _classification(
     classes = 2 if binary else units
     if labels is not None and len(labels) != classes:
         raise ArtifactError(
-            f"output {name!r}: {len(labels)} labels given ({', '.join(labels)}), {classes} wanted "
+            f"output {name!r}: {counted(len(labels), 'label')} given ({', '.join(labels)}), {classes} wanted "
             f"({'one sigmoid unit is two classes' if binary else f'the output has {units} units'})"
         )
     if labels is not None and len(set(labels)) != len(labels):

@@ -31,6 +31,9 @@ _BATCH_NUMBERS = 2**24
 # Numbers of answers that are measured at a time: float64, and copies of them.
 _MEASURED_NUMBERS = 2**20
 
+# How NumPy's files begin: one array's, and those of several. Of others NumPy says how to unpickle them.
+_BEGINNINGS = (b"\x93NUMPY", b"PK\x03\x04", b"PK\x05\x06")
+
 # What NumPy and zipfile raise on a file that is damaged, encrypted or compressed in another way.
 DAMAGED = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
@@ -60,6 +63,8 @@ class Holdout:
             raise HoldoutError(path, f"not found; {wanted}")
         try:
             with path.open("rb") as stream:
+                if not stream.peek(6).startswith(_BEGINNINGS):
+                    raise ValueError("it is no .npz file")
                 file = np.load(stream, allow_pickle=False)
                 if isinstance(file, np.lib.npyio.NpzFile):
                     return cls(path, {name: file[name] for name in file.files})

@@ -15,7 +15,13 @@ ENV_PREFIX = "DROPSERVE_"
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, protected_namespaces=())
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        frozen=True,
+        protected_namespaces=(),
+        # What would last for ever is no limit.
+        allow_inf_nan=False,
+    )
 
     repository: Path = Path("artifacts")
     """The model repository: `<name>/<version>/` folders as training publishes them."""

@@ -118,7 +118,7 @@ class Settings:
     objective: Objective
     # Of each search: there is one for the winner, and one in each outer fold.
     trials: int
-    # Folds of a trial, and outer ones; fewer than 2 outer ones: no nested estimate.
+    # Folds of a trial, and outer ones; none of these: no nested estimate.
     folds: int
     outer_folds: int
     # Draws of the score.

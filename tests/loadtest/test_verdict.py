@@ -243,6 +243,7 @@ def test_rows_that_the_model_refuses_fail(sonar_server, tmp_path):
         (["--profile", "storm"], "profile 'storm'"),
         (["--run-time", "soon"], "run time 'soon'"),
         (["--users", "1"], "--users"),
+        (["--host", "localhost:3000"], "--host localhost:3000: wanted the address with its scheme, as http://"),
         (["--processes", "3"], "wanted at least 6, of each kind one in each process"),
     ],
 )

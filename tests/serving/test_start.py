@@ -92,7 +92,8 @@ def test_a_graph_that_tensorflow_cannot_load_ends_the_server_too(copy):
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("MAX_ROWS", "many"), ("DEVICE", "tpu"), ("MAX_NUM_SAMPLES", "1"), ("DEADLINE_MS", "-1")]
+    ("setting", "value"),
+    [("MAX_ROWS", "many"), ("DEVICE", "tpu"), ("MAX_NUM_SAMPLES", "1"), ("DEADLINE_MS", "-1"), ("GRACE_S", "inf")],
 )
 def test_a_wrong_setting_is_refused_by_name(trained, setting, value):
     assert f"DROPSERVE_{setting}='{value}'" in failed_start(

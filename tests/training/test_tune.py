@@ -317,6 +317,7 @@ def test_rare_classes_are_those_that_folds_lack(tmp_path, folds, outer):
             "error: storage 'sqlite://': keeps the trials in memory only; wanted a database URL",
         ),
         (["--folds", "90"], "error: 90 folds, but "),
+        (["--outer-folds", "1"], "error: --outer-folds 1: one fold cannot judge a search; wanted 0, or 2 and more"),
     ],
 )
 def test_bad_requests_end_in_a_line(tmp_path, arguments, line):
