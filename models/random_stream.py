@@ -40,7 +40,8 @@ def coins(
     threshold = min(round(rate * 2**bits), 2**bits - 1)
     # Coins of 1, 2 or 4 bits share bytes: the draw's first coins have the lowest bits of all its bytes.
     shared = max(1, 8 // bits)
-    steps = (count * bits + _BITS_PER_STEP - 1) // _BITS_PER_STEP
+    per_step = _BITS_PER_STEP // bits
+    steps = (count + per_step - 1) // per_step
     drawn = _full_words(seed, stream, first_draw, num_draws, steps)
     if bits == _WORD_BITS:
         numbers, least = drawn, tf.constant(threshold, tf.uint32)
@@ -52,13 +53,13 @@ def coins(
         apart = tf.reshape(numbers, tf.stack([num_draws, 1, steps * (_BITS_PER_STEP // 8)]))
         numbers = tf.bitwise.bitwise_and(apart, tf.constant(np.uint8(2**bits - 1) << shifts))
         least = tf.constant(np.uint8(threshold) << shifts)
-    return tf.reshape(numbers >= least, tf.stack([num_draws, steps * (_BITS_PER_STEP // bits)]))[:, :count]
+    return tf.reshape(numbers >= least, tf.stack([num_draws, steps * per_step]))[:, :count]
 
 
 def coin_bits(rate: float) -> int:
     """Bits of a coin: 1, 2, 4 or 8 where they give the rate exactly; else 16, or 32 where those are too coarse."""
     for bits in (1, 2, 4, 8):
-        if (rate * 2**bits).is_integer():
+        if float(rate * 2**bits).is_integer():
             return bits
     return 16 if _COARSE_RATE <= rate <= 1 - _COARSE_RATE else _WORD_BITS
 
