@@ -152,9 +152,9 @@ class Head:
         std = statistics.standard_deviation(moments, num_draws)
         if self.is_classification:
             if self.binary:
-                lower, upper = statistics.shared_interval(moments, num_draws, enough)
+                lower, upper = statistics.shared_interval(moments.first, num_draws, enough)
             else:
-                lower, upper = statistics.central_interval(moments, num_draws, (0.0, 1.0), enough)
+                lower, upper = statistics.central_interval(moments.first, num_draws, (0.0, 1.0), enough)
             predictive = statistics.entropy(moments.mean)
             expected = moments.negentropy / -tf.cast(num_draws, tf.float32)
             answers = {
@@ -169,7 +169,9 @@ class Head:
             }
         else:
             infinity = float("inf")
-            lower, upper = statistics.central_interval(moments, num_draws, (-infinity, infinity), enough)
+            lower, upper = statistics.central_interval(
+                moments.first, num_draws, (-infinity, infinity), enough, moments.mean
+            )
             answers = {
                 "mean": moments.mean,
                 "epistemic_std": std,

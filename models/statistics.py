@@ -86,26 +86,28 @@ def standard_deviation(moments: Moments, num_draws: tf.Tensor | int) -> tf.Tenso
 
 
 def central_interval(
-    moments: Moments, num_draws: tf.Tensor | int, widest: tuple[float, float], enough: bool = False
+    first: tf.Tensor,
+    num_draws: tf.Tensor | int,
+    widest: tuple[float, float],
+    enough: bool = False,
+    mean: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The 5 % and 95 % quantiles over the last axis of the first of `num_draws` draws, interpolated.
 
-    Of numbers, which may be infinite, NaN where their mean is. With fewer than MIN_QUANTILE_DRAWS draws the tails are
-    unknown: then the widest possible interval. `enough` says that there are as many.
+    With fewer than MIN_QUANTILE_DRAWS draws the tails are unknown: then the widest possible interval. `enough` says
+    that there are as many. mean: of draws that may be infinite; where it is NaN the ends are.
     """
     # One partial sort for both: the largest of -x are the smallest of x.
-    first = moments.first
-    are_probabilities = widest == (0.0, 1.0)
-    below, above = tf.unstack(_upper(tf.stack([-first, first]), num_draws, None if are_probabilities else moments.mean))
+    below, above = tf.unstack(_upper(tf.stack([-first, first]), num_draws, mean))
     if enough:
         return -below, above
     known = _count(num_draws) >= MIN_QUANTILE_DRAWS
     return tf.where(known, -below, widest[0]), tf.where(known, above, widest[1])
 
 
-def shared_interval(moments: Moments, num_draws: tf.Tensor | int, enough: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
+def shared_interval(first: tf.Tensor, num_draws: tf.Tensor | int, enough: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
     """`central_interval` of two classes' probabilities [..., 2, draws]: what the one has less the other has more."""
-    upper = _upper(moments.first, num_draws)
+    upper = _upper(first, num_draws)
     if not enough:
         upper = tf.where(_count(num_draws) >= MIN_QUANTILE_DRAWS, upper, 1.0)
     return 1.0 - tf.reverse(upper, [-1]), upper

@@ -1,7 +1,5 @@
 """`dropserve evaluate` of regressions with several numbers a row: each is judged as a network for it alone would be."""
 
-import json
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +10,6 @@ from scipy.special import logsumexp
 from scipy.stats import kstest, norm
 from sklearn.metrics import log_loss, roc_auc_score, root_mean_squared_error
 
-import dropserve
 from models.artifact import publish
 from models.contract import OutputCalibration, TargetNoises, read_manifest
 from models.holdout import KnownRows, PlacesError
@@ -56,32 +53,6 @@ def desk(tmp_path_factory) -> Path:
         publish(targets_net([place]), name=f"alone-{place}", holdout=known, **options)
         np.savez(folder / f"rows-{place}.npz", x=X, y=Y[:, place])
     return folder
-
-
-@pytest.fixture
-def command(desk, monkeypatch, capfd):
-    """Runs `dropserve evaluate`; gives exit code, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.chdir(desk)
-        monkeypatch.setattr(sys, "argv", ["dropserve", "evaluate", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            dropserve.main()
-        output, error = capfd.readouterr()
-        return stop.value.code or 0, output, error
-
-    return run
-
-
-@pytest.fixture
-def judged(command):
-    def run(*arguments):
-        code, output, error = command(*arguments, "--json")
-        assert (code, error) == (0, "")
-        return json.loads(output)
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -70,32 +70,6 @@ def desk(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def command(desk, monkeypatch, capfd):
-    """Runs `dropserve evaluate`; gives exit code, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.chdir(desk)
-        monkeypatch.setattr(sys, "argv", ["dropserve", "evaluate", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            dropserve.main()
-        output, error = capfd.readouterr()
-        return stop.value.code or 0, output, error
-
-    return run
-
-
-@pytest.fixture
-def judged(command):
-    def run(*arguments):
-        code, output, error = command(*arguments, "--json")
-        assert (code, error) == (0, "")
-        return json.loads(output)
-
-    return run
-
-
 def test_bundled_data_are_judged_on_their_test_rows_as_the_signatures_answer(desk, judged):
     found = judged("sonar", "sonar")
     data, artifact = load("sonar"), Artifact(desk / "artifacts" / "sonar" / "1")
